@@ -1,0 +1,187 @@
+"""What can go wrong, as types: each carries the code and the HTTP status that a client sees for it.
+
+The message is written for the person who reads it: what happened, with the numbers, and what to do.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class ModeldError(Exception):
+    """Base of everything that modeld raises on purpose.
+
+    `param` names the request parameter at fault; `retry_after_s` is set where waiting helps (seconds, >= 1).
+    `type` is one of OpenAI's error types.
+    """
+
+    code: ClassVar[str] = "internal_error"
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after_s: int | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after_s = retry_after_s
+
+
+# -- what a client got wrong ---------------------------------------------------------------------------------------
+
+
+class ClientError(ModeldError):
+    code = "invalid_request"
+    status = 400
+    type = "invalid_request_error"
+
+
+class InvalidRequest(ClientError):
+    """A request that is malformed or has a parameter of the wrong type or range."""
+
+
+class ContextLengthExceeded(ClientError):
+    code = "context_length_exceeded"
+
+
+class ModelNotFound(ClientError):
+    code = "model_not_found"
+    status = 404
+
+
+class NotFound(ClientError):
+    code = "not_found"
+    status = 404
+
+
+class MethodNotAllowed(ClientError):
+    """`allow` lists the methods of that path, for the Allow header."""
+
+    code = "method_not_allowed"
+    status = 405
+
+    def __init__(self, message: str, *, allow: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.allow = allow
+
+
+class RequestTimeout(ClientError):
+    """Head or body did not arrive before its deadline."""
+
+    code = "request_timeout"
+    status = 408
+
+
+class ModelNotLoaded(ClientError):
+    """A registered model that is not the loaded one."""
+
+    code = "model_not_loaded"
+    status = 409
+
+
+class PayloadTooLarge(ClientError):
+    code = "payload_too_large"
+    status = 413
+
+
+class UnsupportedMediaType(ClientError):
+    code = "unsupported_media_type"
+    status = 415
+
+
+class QueueFull(ClientError):
+    code = "queue_full"
+    status = 429
+    type = "rate_limit_error"
+
+
+class HeadersTooLarge(ClientError):
+    code = "headers_too_large"
+    status = 431
+
+
+class NotImplementedByServer(ClientError):
+    """An HTTP method or a transfer coding that modeld does not know."""
+
+    status = 501
+
+
+class VersionNotSupported(ClientError):
+    status = 505
+
+
+# -- what the server cannot do now -----------------------------------------------------------------------------------
+
+
+class Unavailable(ModeldError):
+    status = 503
+
+
+class NoModel(Unavailable):
+    """No model is loaded and none is being loaded."""
+
+    code = "no_model"
+
+
+class ModelLoading(Unavailable):
+    code = "model_loading"
+
+
+class ModelSwitched(Unavailable):
+    """A running request was cancelled because the model left."""
+
+    code = "model_switched"
+
+
+class ShuttingDown(Unavailable):
+    code = "shutting_down"
+
+
+class TooManyConnections(Unavailable):
+    code = "too_many_connections"
+
+
+class EngineFailed(ModeldError):
+    """The engine died, or a decode failed for good, while the request was in it."""
+
+    code = "engine_failed"
+
+
+class InternalError(ModeldError):
+    """A fault of modeld's own; the message carries no detail beyond a request id."""
+
+
+class RequestCancelled(ModeldError):
+    """The client of the request left; nobody reads this."""
+
+    code = "request_cancelled"
+    status = 499
+
+
+# -- what ends an op ------------------------------------------------------------------------------------------------
+
+
+class LoadFailed(ModeldError):
+    """A model could not be loaded; the message carries the reason from libllama's log."""
+
+    code = "model_load_failed"
+
+
+class OpCancelled(ModeldError):
+    """An op that ended before it could succeed, because somebody cancelled it or the daemon stopped."""
+
+    code = "op_cancelled"
+
+
+# -- what keeps the daemon from starting -----------------------------------------------------------------------------
+
+
+class ConfigError(ModeldError):
+    """Bad configuration; the message names file, line and key path. The program ends with status 78."""
+
+    code = "bad_configuration"
+
+
+class LibraryMismatch(ModeldError):
+    """libllama.so is missing, untested, or not the one that the binding was written for; both sides are named."""
+
+    code = "library_mismatch"

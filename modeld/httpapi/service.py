@@ -1,0 +1,59 @@
+"""What does the HTTP surface ask of the daemon? The Service protocol, handed in by app; no other floor is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from modeld.events import Subscription
+from modeld.types import ChatMessage, Chunk, GenerateRequest, LoadedModel, ModelInfo, Status, SwitchOp
+
+
+class Generation(Protocol):
+    """A running request, seen from its handler. One thread takes; `cancel` may come from any."""
+
+    model_id: str
+    prompt_tokens: int
+
+    def take(self, timeout_s: float | None) -> Chunk | None:
+        """All text that is pending, as soon as there is any or the end has come; None when the time is over."""
+
+    def cancel(self) -> None:
+        """The client left: the slot is freed within one decode step. Idempotent; no effect after the end."""
+
+
+class Service(Protocol):
+    """Every method may be called from any thread and returns at once unless it says otherwise."""
+
+    def models(self) -> Sequence[ModelInfo]:
+        """The registry, in the file's order."""
+
+    def status(self) -> Status: ...
+
+    def loaded(self) -> LoadedModel | None:
+        """The model that answers now."""
+
+    def switch(self, model_id: str) -> SwitchOp:
+        """Queue a switch. Raises ModelNotFound, ShuttingDown."""
+
+    def op(self, op_id: str) -> SwitchOp:
+        """Raises NotFound."""
+
+    def subscribe(self, last_event_id: str | None) -> Subscription:
+        """Events from now on, or from `last_event_id`; see modeld.events. Raises ShuttingDown, TooManyConnections."""
+
+    def generate(self, request: GenerateRequest) -> Generation:
+        """Admit one request; waits for its tokenizing, not for its text.
+
+        Raises NoModel, ModelLoading, ModelNotFound, ModelNotLoaded, QueueFull, ContextLengthExceeded, InvalidRequest,
+        ModelSwitched, EngineFailed, ShuttingDown.
+        """
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        """Waits for a tokenize thread. Raises as generate does."""
+
+    def detokenize(self, tokens: Sequence[int]) -> bytes:
+        """Waits for a tokenize thread. Raises InvalidRequest for ids outside the vocabulary."""
+
+    def render_chat(self, messages: Sequence[ChatMessage]) -> str:
+        """Waits for a tokenize thread."""

@@ -1,0 +1,105 @@
+"""What does the engine need from a model? The Runtime protocol: the real one speaks to libllama, a fake one to tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from modeld.types import ChatMessage, LoadedModel, SamplingParams, Step
+
+LoadProgress = Callable[[Step, int], bool]
+"""Called with a step and whole percents 0..100 while a model loads; answering False cancels the load."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Consecutive rows of one sequence: `tokens` at positions `pos`, `pos + 1`, ... of `slot` (its seq_id).
+
+    A span of the generation phase has one row, a piece of a prompt has many. With `output`, the last row gets logits.
+    """
+
+    slot: int
+    pos: int
+    tokens: Sequence[int]
+    output: bool
+
+
+class Sampler(Protocol):
+    """One request's sampler chain. Engine thread only."""
+
+    def close(self) -> None: ...
+
+
+class Runtime(Protocol):
+    """One loaded model with its context.
+
+    Methods are grouped by the thread that may call them; `describe` and the three numbers may be read from any.
+    """
+
+    n_slots: int
+    n_ctx_slot: int  # positions that one sequence may take
+    n_batch: int  # rows of one decode, at most
+
+    def describe(self) -> LoadedModel: ...
+
+    # -- the engine thread
+
+    def decode(self, spans: Sequence[Span]) -> None:
+        """Run exactly one llama_decode over 1..n_batch rows.
+
+        Raises NoKvRoom (memory unchanged), DecodeAborted (part of it may stay: ask n_past) or DecodeFatal (close me).
+        """
+
+    def sampler(self, params: SamplingParams, seed: int, history: Sequence[int]) -> Sampler:
+        """A new chain; `history` are the prompt's tokens, which the penalties look back on."""
+
+    def sample(self, wanted: Sequence[tuple[Sampler, int]]) -> list[int]:
+        """A token for each (chain, index into the spans of the last decode, whose `output` was True)."""
+
+    def forget(self, slot: int) -> None:
+        """Drop the slot's sequence from the KV cache."""
+
+    def n_past(self, slot: int) -> int:
+        """Positions of the slot's sequence that the KV cache holds."""
+
+    def piece(self, token: int) -> bytes:
+        """The bytes of one token; nothing for control tokens."""
+
+    def is_eog(self, token: int) -> bool: ...
+
+    def close(self) -> None:
+        """Free chains, context and model, in that order. After it no method may be called."""
+
+    # -- any thread
+
+    def set_abort(self, on: bool) -> None:
+        """Make the running decode end between two graph nodes, or arm it again. The caller serializes."""
+
+    # -- the tokenize threads (these may recurse deep)
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]: ...
+
+    def detokenize(self, tokens: Sequence[int]) -> bytes: ...
+
+    def render_chat(self, messages: Sequence[ChatMessage]) -> str:
+        """The prompt text for the messages, ending where the assistant begins.
+
+        Raises InvalidRequest when the model has no template that llama.cpp knows.
+        """
+
+
+class NoKvRoom(Exception):
+    """llama_decode gave 1: no room in the KV cache, memory unchanged."""
+
+
+class DecodeAborted(Exception):
+    """llama_decode gave 2: the abort flag was set; finished ubatches stay in the KV cache."""
+
+
+class DecodeInvalid(Exception):
+    """llama_decode gave -1: the batch was refused, memory unchanged. A fault of ours."""
+
+
+class DecodeFatal(Exception):
+    """llama_decode gave -2 (allocation) or -3 (compute): the context must be closed."""

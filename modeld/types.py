@@ -1,0 +1,231 @@
+"""The values that pass between floors: what a model is, what a request asks, what an op and the daemon are doing.
+
+Run modeld as `python -m modeld`: a script started inside this directory would find this file under the name of the
+standard module `types`.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+class State(enum.StrEnum):
+    """What the daemon is, as `/status` says it."""
+
+    READY = "ready"
+    LOADING = "loading"
+    ERROR = "error"
+
+
+class OpState(enum.StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def ended(self) -> bool:
+        return self in (OpState.SUCCEEDED, OpState.FAILED, OpState.CANCELLED)
+
+
+class Step(enum.StrEnum):
+    """The steps of a switch that report percents, in their order."""
+
+    UNLOAD = "unload"
+    MMAP = "mmap"
+    WARMUP = "warmup"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """One entry of the registry. Names and defaults follow llama-server's long flags."""
+
+    id: str
+    path: Path
+    name: str = ""  # absent: the id
+    quant: str | None = None  # None: read from the GGUF
+    family: str | None = None  # None: general.architecture of the GGUF
+    n_ctx: int = 4096  # KV cells in total, shared by the slots; 0: the model's own
+    n_parallel: int = 4  # slots
+    n_batch: int = 2048  # rows of one decode, at most
+    n_ubatch: int = 512
+    n_threads: int = 0  # 0: the usable cores
+    n_gpu_layers: int = -1
+    main_gpu: int = 0
+    split_mode: str = "layer"  # none | layer | row
+    tensor_split: tuple[float, ...] = ()
+    cache_type_k: str = "f16"
+    cache_type_v: str = "f16"
+    flash_attn: str = "auto"  # auto | on | off
+    load_mode: str = "auto"  # auto | mmap | mlock | none
+    chat_template: str | None = None  # a name from llama.cpp's list, or a template that it recognises
+    seed: int | None = None  # of requests that bring none; None: a fresh one for each
+    sha256: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """A registry entry as `/models` shows it."""
+
+    id: str
+    name: str
+    path: str
+    quant: str | None
+    family: str | None
+    state: str  # ready | loading | unloaded
+    size_bytes: int | None  # None: the file is missing
+    n_ctx: int
+    n_parallel: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """The model that answers, as the library describes it (`/props`, `/v1/models`)."""
+
+    id: str
+    name: str
+    path: str
+    description: str  # llama_model_desc: "llama 0.5B Q4_0"
+    n_params: int
+    n_vocab: int
+    n_ctx: int  # KV cells in total
+    n_ctx_slot: int  # positions that one sequence may take
+    n_ctx_train: int
+    n_slots: int
+    n_batch: int
+    n_threads: int
+    chat_template: str | None
+    bos_piece: str
+    eos_piece: str
+    loaded_at: float  # seconds since the epoch
+
+
+@dataclass(frozen=True, slots=True)
+class OpError:
+    """Why an op failed, or why the daemon is in state `error`."""
+
+    code: str
+    message: str
+    model_id: str | None = None
+    op_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SwitchOp:
+    """One switch, from the moment it was accepted. Times are seconds since the epoch."""
+
+    op_id: str
+    target_model_id: str
+    state: OpState
+    queued_at: float
+    step: Step | None = None
+    pct: int | None = None
+    error: OpError | None = None
+    started_at: float | None = None
+    ended_at: float | None = None
+    steps_ms: dict[str, float] = field(default_factory=dict)  # per finished step, milliseconds; never mutated
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How busy a runner is at one moment."""
+
+    slots_total: int
+    slots_busy: int
+    queued: int
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What `/status` says."""
+
+    state: State
+    current_model: str | None
+    error: OpError | None
+    op: SwitchOp | None  # the one that runs
+    last_op: SwitchOp | None  # the one that ended last
+    queued_ops: int
+    load: Load
+    generation: int  # successful loads so far
+    version: str
+    uptime_s: float
+
+
+# -- generation ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """llama-server's samplers with its defaults; ranges are checked where JSON becomes a request."""
+
+    temperature: float = 0.8  # 0: greedy
+    top_k: int = 40  # <= 0: off
+    top_p: float = 0.95  # 1: off
+    min_p: float = 0.05  # 0: off
+    typical_p: float = 1.0  # 1: off
+    repeat_penalty: float = 1.0  # 1: off
+    repeat_last_n: int = 64  # 0: off; -1: the slot's whole context
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    seed: int | None = None  # 0..2**32-1; None: the model's, or a fresh one
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ChatMessage:
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateRequest:
+    """What one generation asks of the loaded model.
+
+    `prompt` is text (tokenized with the model's BOS rule), token ids taken as they are, or messages for the chat
+    template.
+    """
+
+    request_id: str
+    prompt: str | tuple[int, ...] | tuple[ChatMessage, ...]
+    model_id: str | None = None  # None: whichever is loaded
+    max_tokens: int | None = None  # None: what is left of the slot's context
+    stop: tuple[str, ...] = ()
+    sampling: SamplingParams = SamplingParams()
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    prompt_tokens: int
+    completion_tokens: int
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A request that ended by itself. `reason`: stop (EOG or a stop string) or length."""
+
+    reason: str
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A request that was ended; the error says why."""
+
+    error: Exception
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """All text that was pending when the handler woke (valid UTF-8, may be empty), and the end if it has come."""
+
+    text: str
+    n_tokens: int  # tokens this text was made from
+    end: Finished | Failed | None
