@@ -1,0 +1,19 @@
+# write_flags(NAME=VALUE...): what the library is built with, for the stamp: a line NAME=VALUE for each flag.
+function (write_flags)
+    static_libraries_below("${LLAMA_DIR}/ggml/src" backends)
+    list(FILTER backends EXCLUDE REGEX "^ggml(-base)?$")
+    list(JOIN backends " " backends)
+    set(lines ${ARGN}
+        "compiler=${CMAKE_CXX_COMPILER_ID} ${CMAKE_CXX_COMPILER_VERSION}"
+        "system=${CMAKE_SYSTEM_NAME} ${CMAKE_SYSTEM_PROCESSOR}"
+        "build_type=${CMAKE_BUILD_TYPE}"
+        "cflags=${CMAKE_C_FLAGS}"
+        "cxxflags=${CMAKE_CXX_FLAGS}"
+        "backends=${backends}")
+    foreach (option GGML_NATIVE GGML_OPENMP GGML_LTO GGML_CPU_REPACK GGML_LLAMAFILE)
+        list(APPEND lines "${option}=${${option}}")
+    endforeach()
+    list(SORT lines)
+    list(JOIN lines "\n" text)
+    file(WRITE "${CMAKE_BINARY_DIR}/libllama.flags" "${text}\n")
+endfunction()
