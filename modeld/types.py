@@ -67,6 +67,24 @@ class ModelSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class FileFacts:
+    """What a model file says about itself, read without loading it. None: the file does not say, or is missing.
+
+    `identity` is (device, inode, size, mtime_ns): equal ones are the same bytes as far as the file system tells.
+    `problem`: why the file cannot be loaded, in words; None when nothing is known against it.
+    """
+
+    identity: tuple[int, int, int, int] | None = None
+    size_bytes: int | None = None
+    quant: str | None = None
+    family: str | None = None
+    name: str | None = None
+    n_ctx_train: int | None = None
+    n_tensors: int | None = None
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ModelInfo:
     """A registry entry as `/models` shows it."""
 

@@ -1,0 +1,65 @@
+"""What does the manager need from a loaded model? The Runner protocol and the factory that opens one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from modeld.errors import ModeldError
+from modeld.types import ChatMessage, Chunk, FileFacts, GenerateRequest, Load, LoadedModel, ModelSpec, Step
+
+
+class Generation(Protocol):
+    """A running request, as its handler sees it; the manager only passes it on."""
+
+    model_id: str
+    prompt_tokens: int
+
+    def take(self, timeout_s: float | None) -> Chunk | None: ...
+
+    def cancel(self) -> None: ...
+
+
+class Runner(Protocol):
+    """One loaded, warmed model with everything that runs on it. Any thread, except where it says otherwise.
+
+    Once closed, whatever asks for work raises the reason it was closed with; nothing hangs.
+    """
+
+    spec: ModelSpec
+
+    def describe(self) -> LoadedModel: ...
+
+    def load(self) -> Load:
+        """Slots and queue at this moment."""
+
+    def submit(self, request: GenerateRequest) -> Generation:
+        """Raises QueueFull, ContextLengthExceeded, InvalidRequest; ModelSwitched, ShuttingDown or EngineFailed when closed."""
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]: ...
+
+    def detokenize(self, tokens: Sequence[int]) -> bytes: ...
+
+    def render_chat(self, messages: Sequence[ChatMessage]) -> str: ...
+
+    def close(self, reason: ModeldError) -> None:
+        """End every running and queued request with Failed(reason), join the threads, free sampler, context, model.
+
+        Switch thread only, once.
+        """
+
+
+LoadProgress = Callable[[Step, int], bool]
+"""Called on the loading thread with mmap or warmup and whole percents; answering False asks for the load to end.
+
+The same type as modeld.llm.adapter.LoadProgress, which this floor may not import.
+"""
+
+OnDeath = Callable[[Exception], None]
+"""Called once, from the engine's thread and with none of its locks held, when the engine dies later."""
+
+OpenRunner = Callable[[ModelSpec, LoadProgress, OnDeath], Runner]
+"""Loads (step mmap) and warms up (step warmup). Raises LoadFailed, with all that was opened freed again."""
+
+Inspect = Callable[[ModelSpec], FileFacts]
+"""What the model's file says about itself; never raises for a bad or missing file, and remembers files it has read."""
