@@ -34,12 +34,12 @@ class Sampler(Protocol):
 class Runtime(Protocol):
     """One loaded model with its context.
 
-    Methods are grouped by the thread that may call them; `describe` and the three numbers may be read from any.
+    Methods are grouped by the thread that may call them; `describe` and the numbers may be read from any.
     """
 
     n_slots: int
     n_ctx_slot: int  # positions that one sequence may take
-    n_batch: int  # rows of one decode, at most
+    n_batch: int  # rows of one decode, at most, and at least n_slots
 
     def describe(self) -> LoadedModel: ...
 
@@ -63,10 +63,8 @@ class Runtime(Protocol):
     def n_past(self, slot: int) -> int:
         """Positions of the slot's sequence that the KV cache holds."""
 
-    def piece(self, token: int) -> bytes:
-        """The bytes of one token; nothing for control tokens."""
-
-    def is_eog(self, token: int) -> bool: ...
+    def piece_or_eog(self, token: int) -> bytes | None:
+        """The bytes of a generated token (none for a control token); None for an EOG token."""
 
     def close(self) -> None:
         """Free chains, context and model, in that order. After it no method may be called."""
@@ -81,6 +79,12 @@ class Runtime(Protocol):
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]: ...
 
     def detokenize(self, tokens: Sequence[int]) -> bytes: ...
+
+    def prepare(self, params: SamplingParams, tokens: Sequence[int] | None) -> None:
+        """Look up what the request's chain will need, and check token ids that the client chose.
+
+        Raises InvalidRequest for an id outside the vocabulary.
+        """
 
     def render_chat(self, messages: Sequence[ChatMessage]) -> str:
         """The prompt text for the messages, ending where the assistant begins.

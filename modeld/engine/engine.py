@@ -1,0 +1,225 @@
+"""Who computes? The engine thread: inbox, step loop, cancel, close. The only caller of the runtime's hot methods."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+
+from modeld.engine.scheduler import Planned, Scheduler
+from modeld.engine.sequence import Sequence
+from modeld.engine.stream import TokenStream
+from modeld.errors import EngineFailed, LoadFailed, ModeldError, QueueFull, RequestCancelled
+from modeld.llm.adapter import DecodeAborted, DecodeInvalid, NoKvRoom, Runtime, Span
+from modeld.threads import BIG_STACK_BYTES, start_thread
+from modeld.types import Failed, Finished, Load, SamplingParams
+
+log = logging.getLogger("modeld.engine")
+queue_log = logging.getLogger("modeld.queue")
+
+
+class Engine:
+    """Continuous batching over one runtime: sequences join and leave between two decodes."""
+
+    def __init__(self, runtime: Runtime, model_id: str, *, queue_size: int, on_death: Callable[[Exception], None]) -> None:
+        """`queue_size`: requests that may wait beyond the slots. `on_death` is called from the engine thread, once, if it
+        dies by itself; it must not call back into the engine."""
+        self._runtime = runtime
+        self._model_id = model_id
+        self._capacity = runtime.n_slots + queue_size
+        self._on_death = on_death
+        self._scheduler = Scheduler(runtime.n_slots, runtime.n_batch)
+        self._inbox = threading.Condition()
+        # Guards the five below; notified when a submission, a cancellation or the stop arrives. Never held in a decode.
+        self._submitted: deque[Sequence] = deque()
+        self._cancelled: deque[Sequence] = deque()
+        self._n_open = 0  # admitted and not ended, those being tokenized included
+        self._n_busy = 0  # slots in use after the last plan
+        self._stop: ModeldError | None = None  # why nothing is accepted any more
+        self._warm = threading.Event()  # set when the first decode has been tried
+        self._warmup_error: Exception | None = None  # read after _warm
+        self._thread: threading.Thread | None = None
+
+    # -- the switch thread
+
+    def start(self) -> None:
+        """Start the thread and wait for its warmup: one decode, one token. Raises LoadFailed if that fails."""
+        self._thread = start_thread("modeld-engine", self._run, stack_bytes=BIG_STACK_BYTES)
+        self._warm.wait()
+        if self._warmup_error is not None:
+            self._thread.join()
+            raise LoadFailed(f"the model was loaded but its first decode failed: {self._warmup_error}") from self._warmup_error
+
+    def close(self, reason: ModeldError) -> None:
+        """End every request with `reason` and join the thread; a running decode is aborted. Idempotent."""
+        with self._inbox:
+            if self._stop is None:
+                self._stop = reason
+                # Under the same lock as _stop: no later decode exists that it could hit by mistake.
+                self._runtime.set_abort(True)
+            self._inbox.notify()
+        if self._thread is not None:
+            self._thread.join()
+
+    # -- handlers
+
+    def reserve(self) -> None:
+        """Take a place for a request that is about to be tokenized. Raises QueueFull, or why the engine is closed."""
+        with self._inbox:
+            if self._stop is not None:
+                raise copy.copy(self._stop)  # a copy: each raise adds its traceback
+            if self._n_open >= self._capacity:
+                n_waiting = self._n_open - self._n_busy
+                full = QueueFull(
+                    f"{self._n_busy} requests run and {n_waiting} wait, which is all that model '{self._model_id}' takes; try again",
+                    retry_after_s=1,
+                )
+            else:
+                self._n_open += 1
+                return
+        queue_log.warning("queue full", extra={"model_id": self._model_id, "waiting": n_waiting})
+        raise full
+
+    def release(self) -> None:
+        """Give back a place that led to no submission."""
+        with self._inbox:
+            self._n_open -= 1
+
+    def submit(self, sequence: Sequence) -> TokenStream:
+        """Hand over a sequence that has a place. Raises why the engine is closed; the place is then still the caller's."""
+        sequence.stream = TokenStream(self._model_id, len(sequence.prompt), lambda: self._cancel(sequence))
+        with self._inbox:
+            if self._stop is not None:
+                raise copy.copy(self._stop)
+            self._submitted.append(sequence)
+            self._inbox.notify()
+        return sequence.stream
+
+    def _cancel(self, sequence: Sequence) -> None:
+        with self._inbox:
+            self._cancelled.append(sequence)
+            self._inbox.notify()
+
+    def load(self) -> Load:
+        with self._inbox:
+            return Load(self._runtime.n_slots, self._n_busy, self._n_open - self._n_busy)
+
+    # -- the engine thread
+
+    def _run(self) -> None:
+        died: Exception | None = None
+        try:
+            self._warm_up()
+            if self._warmup_error is None:
+                while self._receive():
+                    self._step()
+        except Exception as error:  # the thread's top: whatever it was, nobody may wait for ever
+            died = error
+            log.exception("the engine died", extra={"model_id": self._model_id})
+        reason = self._fail_all(died)
+        if died is not None:
+            self._on_death(reason)
+
+    def _warm_up(self) -> None:
+        """Prove that the model computes: decode one token, sample one."""
+        try:
+            self._runtime.decode([Span(0, 0, (0,), True)])
+            sampler = self._runtime.sampler(SamplingParams(temperature=0), 0, ())
+            try:
+                self._runtime.sample([(sampler, 0)])
+            finally:
+                sampler.close()
+            self._runtime.forget(0)
+        except Exception as error:
+            self._warmup_error = error
+        finally:
+            self._warm.set()
+
+    def _receive(self) -> bool:
+        """Wait for work and take all messages. False: stop."""
+        with self._inbox:
+            self._n_busy = self._scheduler.n_busy
+            self._inbox.wait_for(lambda: self._submitted or self._cancelled or self._stop is not None or self._scheduler.has_work)
+            if self._stop is not None:
+                return False
+            submitted, self._submitted = self._submitted, deque()
+            cancelled, self._cancelled = self._cancelled, deque()
+        for sequence in submitted:
+            self._scheduler.add(sequence)
+        for sequence in cancelled:
+            if sequence in self._scheduler:  # else it ended by itself meanwhile
+                self._end(sequence, "", 0, Failed(RequestCancelled("the client left")))
+        placed = self._scheduler.place()
+        for sequence in placed:
+            sequence.sampler = self._runtime.sampler(sequence.sampling, sequence.seed, sequence.prompt)
+        if placed:
+            with self._inbox:
+                self._n_busy = self._scheduler.n_busy
+        return True
+
+    def _step(self) -> None:
+        planned = self._scheduler.plan()
+        if not planned:
+            return
+        try:
+            self._runtime.decode([item.span for item in planned])
+        except DecodeAborted:
+            return  # only close() aborts, and _receive sees that next
+        except NoKvRoom as error:
+            # Slots own their cells, so this is a model whose memory works otherwise; the youngest gives way.
+            self._give_up(self._scheduler.youngest(planned), error)
+            return
+        except DecodeInvalid as error:
+            for item in planned:
+                self._give_up(item, error)
+            return
+        ready = self._scheduler.commit(planned)
+        if not ready:
+            return
+        tokens = self._runtime.sample([(sequence.sampler, index) for sequence, index in ready if sequence.sampler is not None])
+        for (sequence, _), token in zip(ready, tokens, strict=True):
+            text, end = sequence.accept(token, self._runtime.piece_or_eog(token))
+            if end is None:
+                sequence.stream.put(text, 1)
+            else:
+                self._end(sequence, text, 1, end)
+
+    def _give_up(self, item: Planned, error: Exception) -> None:
+        log.error("request failed: %s", error, extra={"model_id": self._model_id, "slot": item.span.slot})
+        self._end(item.sequence, "", 0, Failed(EngineFailed(f"the model could not go on with this request: {error}")))
+
+    def _end(self, sequence: Sequence, text: str, n_tokens: int, end: Finished | Failed) -> None:
+        """The one way out for a sequence that the scheduler knows: slot, cells and chain are free before its end is told."""
+        slot = self._scheduler.remove(sequence)
+        if slot is not None:
+            self._runtime.forget(slot)
+        if sequence.sampler is not None:
+            sequence.sampler.close()
+            sequence.sampler = None
+        with self._inbox:
+            self._n_open -= 1
+            self._n_busy = self._scheduler.n_busy
+        sequence.stream.put(text, n_tokens, end)
+
+    def _fail_all(self, died: Exception | None) -> ModeldError:
+        """The thread ends: refuse what comes, fail what is there. Why it stopped."""
+        with self._inbox:
+            if self._stop is None:
+                cause = self._warmup_error or died
+                self._stop = EngineFailed(f"the engine of model '{self._model_id}' died: {cause}", retry_after_s=1)
+            reason = self._stop
+            submitted, self._submitted = self._submitted, deque()
+        for sequence in submitted:
+            self._scheduler.add(sequence)
+        # The runtime is not asked to forget: after a fatal decode it may refuse, and the context is freed next anyway.
+        sequences = self._scheduler.sequences
+        for sequence in sequences:
+            if sequence.sampler is not None:
+                sequence.sampler.close()
+            sequence.stream.put("", 0, Failed(reason))
+        with self._inbox:
+            self._n_open -= len(sequences)
+            self._n_busy = 0
+        return reason

@@ -1,0 +1,54 @@
+"""Where does work run that may recurse deep? TokenizePool: two threads with a big stack; handlers wait for their answer."""
+
+from __future__ import annotations
+
+import copy
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from modeld.errors import ModeldError
+from modeld.threads import BIG_STACK_BYTES, start_thread
+
+T = TypeVar("T")
+N_THREADS = 2
+
+
+class TokenizePool:
+    """Runs tokenizing, templates and vocabulary look-ups of one model. `run` from any thread, `close` by the owner."""
+
+    def __init__(self) -> None:
+        self._jobs: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        # Guards _closed together with the put that depends on it: no job is queued behind the threads' end.
+        self._closed: ModeldError | None = None
+        self._threads = [start_thread(f"modeld-tokenize-{i}", self._work, stack_bytes=BIG_STACK_BYTES) for i in range(N_THREADS)]
+
+    def run(self, job: Callable[[], T]) -> T:
+        """The job's result, or its exception; waits. Raises why the pool is closed."""
+        future: Future[T] = Future()
+        with self._lock:
+            if self._closed is not None:
+                raise copy.copy(self._closed)
+            self._jobs.put((job, future))
+        return future.result()
+
+    def close(self, reason: ModeldError) -> None:
+        """Refuse new jobs, let the queued ones end, join. Idempotent."""
+        with self._lock:
+            if self._closed is None:
+                self._closed = reason
+                for _ in self._threads:
+                    self._jobs.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    def _work(self) -> None:
+        while (item := self._jobs.get()) is not None:
+            job, future = item
+            try:
+                future.set_result(job())
+            except BaseException as error:  # noqa: BLE001 - raised again where the caller waits
+                future.set_exception(error)

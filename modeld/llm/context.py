@@ -1,0 +1,210 @@
+"""How does one decode run? Context: KV cache, batch arrays, thread pool, abort flag; return codes become exceptions."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+from modeld.errors import LoadFailed
+from modeld.llm import libllama as C
+from modeld.llm.adapter import DecodeAborted, DecodeFatal, DecodeInvalid, NoKvRoom, Span
+from modeld.llm.backend import Backend
+from modeld.llm.cores import compute_cores
+from modeld.llm.handles import Handle
+from modeld.llm.model import Model, why
+from modeld.types import ModelSpec
+
+_CACHE_TYPES = {
+    "f32": C.GGML_TYPE_F32,
+    "f16": C.GGML_TYPE_F16,
+    "bf16": C.GGML_TYPE_BF16,
+    "q8_0": C.GGML_TYPE_Q8_0,
+    "q4_0": C.GGML_TYPE_Q4_0,
+    "q4_1": C.GGML_TYPE_Q4_1,
+    "iq4_nl": C.GGML_TYPE_IQ4_NL,
+    "q5_0": C.GGML_TYPE_Q5_0,
+    "q5_1": C.GGML_TYPE_Q5_1,
+}
+_FLASH_ATTN = {
+    "auto": C.LLAMA_FLASH_ATTN_TYPE_AUTO,
+    "on": C.LLAMA_FLASH_ATTN_TYPE_ENABLED,
+    "off": C.LLAMA_FLASH_ATTN_TYPE_DISABLED,
+}
+_POLL = 50  # how long an idle pool thread spins before it sleeps; ggml's own default
+
+
+class ThreadPool(Handle):
+    """ggml's compute threads, each on a core of its own.
+
+    Unpinned, two of them can land on one core and spin against each other for a whole run (facts/llama.md). It starts
+    paused: the thread that decodes first, the engine's, then takes the last core for itself, and not the thread that
+    makes the pool, whose children would inherit the binding.
+    """
+
+    kind = "thread pool"
+
+    def __init__(self, backend: Backend, cores: Sequence[int]) -> None:
+        lib = backend.lib
+        params = C.ggml_threadpool_params()
+        lib.ggml_threadpool_params_init(ctypes.byref(params), len(cores))
+        for core in cores:
+            params.cpumask[core] = True
+        params.strict_cpu = True
+        params.poll = _POLL
+        params.paused = True
+        raw = lib.ggml_threadpool_new(ctypes.byref(params))
+        if not raw:
+            raise LoadFailed(f"ggml could not make a pool of {len(cores)} threads")
+        super().__init__(raw, lib.ggml_threadpool_free)
+        self.n_threads = len(cores)
+
+
+class AbortFlag:
+    """Ends a running decode between two graph nodes, from any thread, without the GIL on the computing side.
+
+    libllama calls strlen() on two bytes of ours: a first byte of 1 makes it 1, which is true. A Python callback would be
+    called for every node of the graph. CUDA and Vulkan do not look at it.
+    """
+
+    def __init__(self) -> None:
+        self._bytes = ctypes.create_string_buffer(2)
+        self.function = ctypes.cast(ctypes.CDLL(None).strlen, ctypes.c_void_p)
+        self.data = ctypes.addressof(self._bytes)
+
+    def set(self, on: bool) -> None:
+        self._bytes[0] = b"\x01" if on else b"\x00"
+
+
+class Context(Handle):
+    """The KV cache and the arrays of one batch. Made by the switch thread, then the engine thread's alone."""
+
+    kind = "context"
+
+    def __init__(self, backend: Backend, model: Model, spec: ModelSpec) -> None:
+        """Raises LoadFailed with libllama's reason (memory, an unknown combination of cache types, ...)."""
+        lib = backend.lib
+        n_seq_limit = int(lib.llama_max_parallel_sequences())
+        if spec.n_parallel > n_seq_limit:
+            raise LoadFailed(f"n_parallel: {spec.n_parallel} slots asked, this library allows {n_seq_limit}")
+        cores = compute_cores(spec.n_threads)
+        params = lib.llama_context_default_params()
+        params.n_ctx = spec.n_ctx
+        params.n_batch = max(spec.n_batch, spec.n_parallel)  # one row of generation for each slot must fit
+        params.n_ubatch = spec.n_ubatch
+        params.n_seq_max = spec.n_parallel
+        # One row of logits a slot is all that is ever asked for; the default reserves n_batch rows of the vocabulary.
+        params.n_outputs_max = spec.n_parallel
+        params.n_threads = params.n_threads_batch = len(cores)
+        params.type_k = _CACHE_TYPES[spec.cache_type_k]
+        params.type_v = _CACHE_TYPES[spec.cache_type_v]
+        params.flash_attn_type = _FLASH_ATTN[spec.flash_attn]
+        params.swa_full = False  # as llama-server has it
+        backend.ring.clear()
+        raw = lib.llama_init_from_model(model, params)
+        if not raw:
+            raise LoadFailed(
+                f"cannot make a context of n_ctx {spec.n_ctx} with {spec.n_parallel} slots for {model.path}: {why(backend)}"
+            )
+        super().__init__(raw, lib.llama_free, parent=model)
+        self._lib = lib
+        self._pool: ThreadPool | None = None
+        try:
+            self._pool = ThreadPool(backend, cores)
+            lib.llama_attach_threadpool(self, self._pool, self._pool)
+        except BaseException:
+            self.close()
+            raise
+        self.n_threads = len(cores)
+        self.n_ctx = int(lib.llama_n_ctx(self))
+        self.n_ctx_slot = int(lib.llama_n_ctx_seq(self))
+        self.n_slots = spec.n_parallel
+        self.n_batch = int(lib.llama_n_batch(self))
+        self._memory: Any = lib.llama_get_memory(self)
+        self.abort = AbortFlag()
+        lib.llama_set_abort_callback(self, self.abort.function, self.abort.data)
+        self._allocate_batch()
+
+    def _allocate_batch(self) -> None:
+        """The arrays of llama_batch, once; decode() only fills them in."""
+        n = self.n_batch
+        self._token = (ctypes.c_int32 * n)()
+        self._pos = (ctypes.c_int32 * n)()
+        self._n_seq_id = (ctypes.c_int32 * n)(*[1] * n)
+        self._slot_ids = (ctypes.c_int32 * self.n_slots)(*range(self.n_slots))
+        base = ctypes.addressof(self._slot_ids)
+        self._slot_addresses = [base + 4 * slot for slot in range(self.n_slots)]
+        # Addresses as integers: an array of ctypes pointers cannot be filled by slices.
+        self._seq_id = (ctypes.c_size_t * n)()
+        self._output = (ctypes.c_int8 * n)()
+        batch = C.llama_batch()
+        batch.token = ctypes.cast(self._token, ctypes.POINTER(ctypes.c_int32))
+        batch.pos = ctypes.cast(self._pos, ctypes.POINTER(ctypes.c_int32))
+        batch.n_seq_id = ctypes.cast(self._n_seq_id, ctypes.POINTER(ctypes.c_int32))
+        batch.seq_id = ctypes.cast(self._seq_id, ctypes.POINTER(ctypes.POINTER(ctypes.c_int32)))
+        batch.logits = ctypes.cast(self._output, ctypes.POINTER(ctypes.c_int8))
+        self._batch = batch
+        self._last_rows: list[int] = []
+
+    def decode(self, spans: Sequence[Span]) -> None:
+        """Run one llama_decode over the rows of `spans` (1..n_batch in all). Engine thread only; releases the GIL.
+
+        Afterwards `row(i)` is the batch row whose logits span i asked for. Raises NoKvRoom (memory unchanged),
+        DecodeAborted (finished ubatches stay), DecodeInvalid (memory unchanged), DecodeFatal (close the context).
+        Source: llama.h, llama_decode.
+        """
+        end = 0
+        last_rows = []
+        for span in spans:
+            start, end = end, end + len(span.tokens)
+            if end > self.n_batch:  # libllama would abort the process
+                raise DecodeInvalid(f"{end} or more rows in a batch of at most {self.n_batch}")
+            if end - start == 1:
+                self._token[start] = span.tokens[0]
+                self._pos[start] = span.pos
+                self._seq_id[start] = self._slot_addresses[span.slot]
+                self._output[start] = span.output
+            else:
+                n = end - start
+                self._token[start:end] = span.tokens
+                self._pos[start:end] = range(span.pos, span.pos + n)
+                self._seq_id[start:end] = [self._slot_addresses[span.slot]] * n
+                self._output[start:end] = bytes(n)
+                self._output[end - 1] = span.output
+            last_rows.append(end - 1)
+        self._last_rows = last_rows
+        self._batch.n_tokens = end
+        code = int(self._lib.llama_decode(self, self._batch))
+        if code:
+            raise _decode_error(code, end)
+
+    def row(self, span_index: int) -> int:
+        """The batch row of the last decode that holds the logits of its span `span_index`."""
+        return self._last_rows[span_index]
+
+    def forget(self, slot: int) -> None:
+        """Drop a whole sequence from the KV cache; always possible, for recurrent models too."""
+        self._lib.llama_memory_seq_rm(self._memory, slot, -1, -1)
+
+    def n_past(self, slot: int) -> int:
+        """Positions that the KV cache holds of the slot's sequence."""
+        return int(self._lib.llama_memory_seq_pos_max(self._memory, slot)) + 1
+
+    def close(self) -> None:
+        """Free the context, then the threads that computed for it. Idempotent."""
+        super().close()
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
+
+
+def _decode_error(code: int, n_rows: int) -> Exception:
+    """llama_decode's return codes, in one place (llama.h, llama_decode)."""
+    if code == 1:
+        return NoKvRoom(f"no room in the KV cache for a batch of {n_rows} rows")
+    if code == 2:
+        return DecodeAborted(f"the decode of {n_rows} rows was aborted")
+    if code == -1:
+        return DecodeInvalid(f"libllama refused a batch of {n_rows} rows as invalid")
+    reason = {-2: "memory could not be allocated", -3: "the computation failed"}.get(code, "no known code of llama_decode")
+    return DecodeFatal(f"llama_decode gave {code} for {n_rows} rows: {reason}")

@@ -1,0 +1,118 @@
+"""How does libllama fulfil what the engine asks for? LlamaRuntime: adapter.Runtime out of model, context and chains."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+
+from modeld.llm.adapter import LoadProgress, Sampler, Span
+from modeld.llm.backend import Backend, backend
+from modeld.llm.chat import ChatTemplate
+from modeld.llm.context import Context
+from modeld.llm.model import Model
+from modeld.llm.sampler import SamplerChain
+from modeld.types import ChatMessage, LoadedModel, ModelSpec, SamplingParams, Step
+
+log = logging.getLogger("modeld.engine")
+
+
+class LlamaRuntime:
+    """One loaded model with its context. Loaded by the switch thread; see adapter.Runtime for who may call what."""
+
+    def __init__(self, spec: ModelSpec, on_progress: LoadProgress) -> None:
+        """Load the model and make its context, on a big stack. Raises LoadFailed, OpCancelled, LibraryMismatch."""
+        self._backend: Backend = backend()
+        lib = self._backend.lib
+        self._lib = lib
+        self._model = Model(self._backend, spec, lambda pct: on_progress(Step.MMAP, pct))
+        try:
+            self._context = Context(self._backend, self._model, spec)
+        except BaseException:
+            self._model.close()
+            raise
+        self._vocab = self._model.vocab
+        self.n_slots = self._context.n_slots
+        self.n_ctx_slot = self._context.n_ctx_slot
+        self.n_batch = self._context.n_batch
+        self.n_vocab = self._vocab.n_tokens
+        template = spec.chat_template or self._model.chat_template
+        self._chat = ChatTemplate(lib, template, spec.id)
+        if template is not None and not self._chat.supported:
+            log.warning(
+                "llama.cpp does not know this chat template: /v1/chat/completions will answer 400", extra={"model_id": spec.id}
+            )
+        self._described = LoadedModel(
+            id=spec.id,
+            name=spec.name or spec.id,
+            path=str(spec.path),
+            description=self._model.describe(),
+            n_params=self._model.n_params,
+            n_vocab=self.n_vocab,
+            n_ctx=self._context.n_ctx,
+            n_ctx_slot=self.n_ctx_slot,
+            n_ctx_train=self._model.n_ctx_train,
+            n_slots=self.n_slots,
+            n_batch=self.n_batch,
+            n_threads=self._context.n_threads,
+            chat_template=template,
+            bos_piece=self._special_piece(self._vocab.bos),
+            eos_piece=self._special_piece(self._vocab.eos),
+            loaded_at=time.time(),
+        )
+
+    def _special_piece(self, token: int) -> str:
+        return "" if token < 0 else self._vocab.piece(token, special=True).decode("utf-8", "replace")
+
+    def describe(self) -> LoadedModel:
+        return self._described
+
+    # -- the engine thread
+
+    def decode(self, spans: Sequence[Span]) -> None:
+        self._context.decode(spans)
+
+    def sampler(self, params: SamplingParams, seed: int, history: Sequence[int]) -> Sampler:
+        return SamplerChain(self._lib, self._vocab, params, seed=seed, n_ctx_slot=self.n_ctx_slot, history=history)
+
+    def sample(self, wanted: Sequence[tuple[Sampler, int]]) -> list[int]:
+        # llama_sampler_sample accepts the token into the chain by itself; a second accept would count it twice.
+        sample, context, row = self._lib.llama_sampler_sample, self._context, self._context.row
+        return [sample(chain, context, row(span)) for chain, span in wanted]
+
+    def forget(self, slot: int) -> None:
+        self._context.forget(slot)
+
+    def n_past(self, slot: int) -> int:
+        return self._context.n_past(slot)
+
+    def piece_or_eog(self, token: int) -> bytes | None:
+        return self._vocab.piece_or_eog(token)
+
+    def close(self) -> None:
+        self._context.close()
+        self._model.close()
+
+    # -- any thread
+
+    def set_abort(self, on: bool) -> None:
+        self._context.abort.set(on)
+
+    # -- the tokenize threads
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        return self._vocab.tokenize(text, add_special=add_special, parse_special=parse_special)
+
+    def detokenize(self, tokens: Sequence[int]) -> bytes:
+        return self._vocab.detokenize(tokens)
+
+    def render_chat(self, messages: Sequence[ChatMessage]) -> str:
+        return self._chat.render(messages)
+
+    def prepare(self, params: SamplingParams, tokens: Sequence[int] | None) -> None:
+        """Check what the request names in the vocabulary, and look up what its chain will need."""
+        if tokens is not None:
+            self._vocab.check(tokens, "prompt")
+        self._vocab.check([token for token, _ in params.logit_bias], "logit_bias")
+        if params.ignore_eos:
+            self._vocab.eog_tokens()

@@ -1,0 +1,64 @@
+"""How does a request's sampling become a chain in C? SamplerChain: llama-server's samplers in llama-server's order."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from modeld.llm import libllama as C
+from modeld.llm.handles import Handle
+from modeld.llm.libllama import Library
+from modeld.llm.vocab import Vocab
+from modeld.types import SamplingParams
+
+
+class SamplerChain(Handle):
+    """logit_bias, penalties, then either greedy or top_k, typical_p, top_p, min_p, temperature, dist.
+
+    Engine thread only. Samplers that would change nothing are left out. Its last element always selects, since a chain
+    that selects nothing aborts the process (facts/llama.md).
+    """
+
+    kind = "sampler chain"
+
+    def __init__(self, lib: Library, vocab: Vocab, params: SamplingParams, *, seed: int, n_ctx_slot: int, history: Sequence[int]) -> None:
+        """`history`: the prompt's tokens; the penalties look back on the last repeat_last_n of them, as llama-server's do."""
+        chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
+        super().__init__(chain, lib.llama_sampler_free)
+        add = lib.llama_sampler_chain_add
+
+        biases = list(params.logit_bias)
+        if params.ignore_eos:
+            biases += [(token, -math.inf) for token in vocab.eog_tokens()]
+        if biases:
+            array = (C.llama_logit_bias * len(biases))(*biases)  # copied by libllama
+            add(self, lib.llama_sampler_init_logit_bias(vocab.n_tokens, len(biases), array))
+
+        last_n = n_ctx_slot if params.repeat_last_n < 0 else min(params.repeat_last_n, n_ctx_slot)
+        penalizes = last_n > 0 and (params.repeat_penalty, params.frequency_penalty, params.presence_penalty) != (1.0, 0.0, 0.0)
+        if penalizes:
+            add(
+                self,
+                lib.llama_sampler_init_penalties(
+                    vocab.n_tokens, last_n, params.repeat_penalty, params.frequency_penalty, params.presence_penalty
+                ),
+            )
+
+        if params.temperature <= 0:
+            add(self, lib.llama_sampler_init_greedy())
+        else:
+            if params.top_k > 0:
+                add(self, lib.llama_sampler_init_top_k(params.top_k))
+            if params.typical_p < 1:
+                add(self, lib.llama_sampler_init_typical(params.typical_p, 1))
+            if params.top_p < 1:
+                add(self, lib.llama_sampler_init_top_p(params.top_p, 1))
+            if params.min_p > 0:
+                add(self, lib.llama_sampler_init_min_p(params.min_p, 1))
+            if params.temperature != 1:
+                add(self, lib.llama_sampler_init_temp(params.temperature))
+            add(self, lib.llama_sampler_init_dist(seed))
+
+        if penalizes:
+            for token in history[-last_n:]:
+                lib.llama_sampler_accept(self, token)
