@@ -1,0 +1,159 @@
+"""A runtime without arithmetic: letters of the alphabet, with a gate at each decode, for interleavings.
+
+It obeys the same contract as the real one (tests/engine/test_runtime_contract.py runs on both).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+
+from modeld.errors import InvalidRequest, OpCancelled
+from modeld.llm.adapter import DecodeAborted, DecodeInvalid, LoadProgress, Sampler, Span
+from modeld.types import ChatMessage, LoadedModel, ModelSpec, SamplingParams, Step
+
+N_VOCAB = 300
+EOG = 256  # tokens 0..255 are bytes
+
+
+class FakeSampler:
+    def __init__(self, runtime: FakeRuntime) -> None:
+        self.runtime = runtime
+        self.closed = False
+        self.n_sampled = 0
+        runtime.open_samplers += 1
+
+    def close(self) -> None:
+        assert not self.closed
+        self.closed = True
+        self.runtime.open_samplers -= 1
+
+
+class Gate:
+    """Lets decodes through one by one, or all when open. The test waits for a decode to arrive, then lets it pass."""
+
+    def __init__(self) -> None:
+        self._cond = threading.Condition()
+        self._open = True
+        self._passes = 0
+        self.n_arrived = 0
+
+    def shut(self) -> None:
+        with self._cond:
+            self._open = False
+
+    def open(self) -> None:
+        with self._cond:
+            self._open = True
+            self._cond.notify_all()
+
+    def let(self, n: int) -> None:
+        with self._cond:
+            self._passes += n
+            self._cond.notify_all()
+
+    def wait_arrived(self, n: int, timeout_s: float = 10) -> None:
+        with self._cond:
+            assert self._cond.wait_for(lambda: self.n_arrived >= n, timeout_s), f"decode {n} never came, {self.n_arrived} did"
+
+    def pass_through(self, aborted: threading.Event) -> None:
+        with self._cond:
+            self.n_arrived += 1
+            self._cond.notify_all()
+            while not (self._open or self._passes or aborted.is_set()):
+                self._cond.wait(0.01)  # the abort flag has no condition: it is a byte that C looks at
+            if aborted.is_set():
+                raise DecodeAborted("aborted")
+            if not self._open:
+                self._passes -= 1
+
+
+class FakeRuntime:
+    """Generates for each sequence the bytes of `script` (then EOG), position by position after its prompt."""
+
+    def __init__(self, *, n_slots: int = 4, n_ctx_slot: int = 64, n_batch: int = 32, script: bytes = b"abcdefghij", endless: bool = False) -> None:
+        self.n_slots, self.n_ctx_slot, self.n_batch = n_slots, n_ctx_slot, n_batch
+        self.script, self.endless = script, endless
+        self.gate = Gate()
+        self.fail_next: Exception | None = None
+        self.batches: list[list[Span]] = []
+        self.cells: dict[int, list[int]] = {}
+        self.open_samplers = 0
+        self.closed = False
+        self._aborted = threading.Event()
+        self._engine_thread: int | None = None
+
+    def describe(self) -> LoadedModel:
+        return LoadedModel("fake", "fake", "/fake", "fake", 0, N_VOCAB, self.n_ctx_slot * self.n_slots, self.n_ctx_slot, 64, self.n_slots,
+                           self.n_batch, 1, None, "", "", time.time())  # fmt: skip
+
+    def decode(self, spans: Sequence[Span]) -> None:
+        assert not self.closed
+        self._engine_thread = self._engine_thread or threading.get_ident()
+        assert self._engine_thread == threading.get_ident(), "decode on two threads"
+        if sum(len(span.tokens) for span in spans) > self.n_batch:
+            raise DecodeInvalid("too many rows")
+        self.batches.append(list(spans))
+        self.gate.pass_through(self._aborted)
+        if self.fail_next is not None:
+            error, self.fail_next = self.fail_next, None
+            raise error
+        for span in spans:
+            cells = self.cells.setdefault(span.slot, [])
+            assert span.pos == len(cells), f"slot {span.slot}: row at {span.pos}, {len(cells)} cells are filled"
+            cells.extend(span.tokens)
+            assert len(cells) <= self.n_ctx_slot
+
+    def sampler(self, params: SamplingParams, seed: int, history: Sequence[int]) -> Sampler:
+        return FakeSampler(self)
+
+    def sample(self, wanted: Sequence[tuple[Sampler, int]]) -> list[int]:
+        tokens = []
+        for sampler, index in wanted:
+            span = self.batches[-1][index]
+            assert span.output and isinstance(sampler, FakeSampler) and not sampler.closed
+            n, sampler.n_sampled = sampler.n_sampled, sampler.n_sampled + 1
+            tokens.append(self.script[n % len(self.script)] if self.endless or n < len(self.script) else EOG)
+        return tokens
+
+    def forget(self, slot: int) -> None:
+        self.cells.pop(slot, None)
+
+    def n_past(self, slot: int) -> int:
+        return len(self.cells.get(slot, ()))
+
+    def piece_or_eog(self, token: int) -> bytes | None:
+        return None if token == EOG else bytes([token])
+
+    def close(self) -> None:
+        assert not self.closed and self.open_samplers == 0
+        self.closed = True
+
+    def set_abort(self, on: bool) -> None:
+        (self._aborted.set if on else self._aborted.clear)()
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        return list(text.encode())
+
+    def detokenize(self, tokens: Sequence[int]) -> bytes:
+        return bytes(tokens)
+
+    def prepare(self, params: SamplingParams, tokens: Sequence[int] | None) -> None:
+        if tokens is not None and any(not 0 <= token < N_VOCAB for token in tokens):
+            raise InvalidRequest("token outside the vocabulary")
+
+    def render_chat(self, messages: Sequence[ChatMessage]) -> str:
+        return "".join(message.content for message in messages)
+
+
+def load_fake(runtime: FakeRuntime, spec: ModelSpec, on_progress: object) -> FakeRuntime:
+    """A factory for EngineRunner, with progress as the real one reports it."""
+    assert callable(on_progress)
+    for pct in (0, 50, 100):
+        if not on_progress(Step.MMAP, pct):
+            raise OpCancelled("cancelled")
+    return runtime
+
+
+__all__ = ["EOG", "FakeRuntime", "Gate", "LoadProgress", "load_fake"]
