@@ -110,9 +110,7 @@ class EventHub:
 
     def _take(self, subscription: Subscription, timeout_s: float | None) -> tuple[Event, ...]:
         with self._cond:
-            self._cond.wait_for(
-                lambda: self._last >= subscription._next or subscription not in self._subscribers, timeout_s
-            )
+            self._cond.wait_for(lambda: self._last >= subscription._next or subscription not in self._subscribers, timeout_s)
             skip = subscription._next - (self._last - len(self._ring) + 1)
             if skip < 0:
                 self._subscribers.discard(subscription)

@@ -169,13 +169,11 @@ class Manager:
         began = time.monotonic()
         try:
             op = self._replace(task)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - an op's boundary: _fail logs it and says so
             self._fail(op, error)
             return
         ms = round((time.monotonic() - began) * 1000, 3)
-        self._publish(
-            "model_ready", op, current_model_id=op.target_model_id, generation=self._life.status().generation, ms=ms
-        )
+        self._publish("model_ready", op, current_model_id=op.target_model_id, generation=self._life.status().generation, ms=ms)
         log.info("model ready", extra={"op_id": op.op_id, "model_id": op.target_model_id, "ms": ms})
 
     def _replace(self, task: Task) -> SwitchOp:
@@ -229,9 +227,7 @@ class Manager:
         op = self._life.step(step, pct)
         self._publish("model_loading_progress", op, step=step.value, pct=pct)
         if pct == 100:
-            log.info(
-                "%s done", step, extra={"op_id": op.op_id, "model_id": op.target_model_id, "ms": op.steps_ms[step.value]}
-            )
+            log.info("%s done", step, extra={"op_id": op.op_id, "model_id": op.target_model_id, "ms": op.steps_ms[step.value]})
 
     def _close_held(self, op: SwitchOp) -> None:
         """Close the old runner; its requests end with the reason."""
@@ -240,9 +236,7 @@ class Manager:
         held, self._held = self._held, None
         reason: ModeldError
         if held.death is not None:
-            log.error(
-                "the engine died: %s", held.death, extra={"op_id": op.op_id, "model_id": held.spec.id}, exc_info=held.death
-            )
+            log.error("the engine died: %s", held.death, extra={"op_id": op.op_id, "model_id": held.spec.id}, exc_info=held.death)
             reason = EngineFailed(f"the engine of {held.spec.id!r} died: {held.death}")
         else:
             reason = ModelSwitched(

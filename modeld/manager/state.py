@@ -126,8 +126,7 @@ class Lifecycle:
             spec = self._tenant.spec
             if model_id is not None and model_id != spec.id:
                 raise ModelNotLoaded(
-                    f"the loaded model is {spec.id!r}, not {model_id!r}; "
-                    f'POST /switch with {{"model_id": "{model_id}"}} loads it',
+                    f'the loaded model is {spec.id!r}, not {model_id!r}; POST /switch with {{"model_id": "{model_id}"}} loads it',
                     param="model",
                 )
             return self._tenant.runner
