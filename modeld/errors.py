@@ -88,6 +88,12 @@ class UnsupportedMediaType(ClientError):
     status = 415
 
 
+class ExpectationFailed(ClientError):
+    """An Expect field that asks for something other than 100-continue."""
+
+    status = 417
+
+
 class QueueFull(ClientError):
     code = "queue_full"
     status = 429

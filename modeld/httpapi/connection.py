@@ -1,0 +1,183 @@
+"""How are bytes moved over one socket, each wait under an absolute deadline? Confined to the connection's thread.
+
+The socket never blocks: an operation is tried first and the poll is only asked when it would block, which is one system
+call for a write that fits. Ends of time are points of `time.monotonic()`, so a trickle of bytes does not move them
+(http.server's `timeout` starts anew with each byte).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import struct
+import time
+
+from modeld.errors import HeadersTooLarge, RequestTimeout
+from modeld.httpapi.head import find_end
+from modeld.httpapi.limits import Limits
+
+_PIECE = 64 << 10
+
+
+class Disconnected(Exception):
+    """The client closed or reset the connection, or stopped reading for longer than the send deadline."""
+
+
+class Connection:
+    """One accepted TCP connection. Only `hang_up` may be called by another thread."""
+
+    def __init__(self, sock: socket.socket, limits: Limits) -> None:
+        self.sock = sock
+        self.limits = limits
+        self.sent_bytes = 0
+        self._buffer = bytearray()  # received and not yet consumed; may hold the start of a pipelined request
+        self._readable = select.poll()
+        self._readable.register(sock, select.POLLIN)
+        self._writable = select.poll()
+        self._writable.register(sock, select.POLLOUT)
+        sock.setblocking(False)
+        if sock.family in (socket.AF_INET, socket.AF_INET6):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(limits.unacknowledged_s * 1000))
+
+    # -- reading
+
+    def read_head(self, first: bool) -> bytes | None:
+        """The next request head with its blank line; None where the client has no further request.
+
+        Raises RequestTimeout, InvalidRequest, HeadersTooLarge, Disconnected (in the middle of a head).
+        """
+        limits = self.limits
+        if not self._buffer:
+            try:
+                self._fill(time.monotonic() + (limits.head_s if first else limits.idle_s))
+            except (RequestTimeout, Disconnected):
+                return None
+        deadline = time.monotonic() + limits.head_s
+        checked = 0
+        skipped_blank = False
+        while True:
+            if not skipped_blank and self._buffer.startswith(b"\r\n"):  # RFC 9112 2.2: after some clients' bodies
+                del self._buffer[:2]
+                skipped_blank = True
+                checked = 0
+            end = find_end(self._buffer, checked, limits.head_bytes)
+            if end:
+                head = bytes(self._buffer[:end])
+                del self._buffer[:end]
+                return head
+            checked = len(self._buffer)
+            try:
+                self._fill(deadline)
+            except RequestTimeout:
+                raise RequestTimeout(f"the request head did not arrive within {limits.head_s:g} s") from None
+
+    def read_line(self, max_bytes: int, deadline: float) -> bytes:
+        """One line without its CR LF, for the chunked coding. Raises HeadersTooLarge, RequestTimeout, Disconnected."""
+        while (end := self._buffer.find(b"\r\n", 0, max_bytes + 2)) < 0:
+            if len(self._buffer) >= max_bytes + 2:
+                raise HeadersTooLarge(f"a line of the chunked body is longer than {max_bytes} bytes")
+            self._fill(deadline)
+        line = bytes(self._buffer[:end])
+        del self._buffer[: end + 2]
+        return line
+
+    def read_exactly(self, n_bytes: int, deadline: float) -> bytes:
+        """n_bytes, which the caller has checked against its cap. Raises RequestTimeout, Disconnected."""
+        while len(self._buffer) < n_bytes:
+            self._fill(deadline)
+        data = bytes(self._buffer[:n_bytes])
+        del self._buffer[:n_bytes]
+        return data
+
+    def skip(self, n_bytes: int, deadline: float) -> None:
+        """Read n_bytes away without keeping them. Raises RequestTimeout, Disconnected."""
+        while n_bytes > len(self._buffer):
+            n_bytes -= len(self._buffer)
+            self._buffer.clear()
+            self._fill(deadline)
+        del self._buffer[:n_bytes]
+
+    @property
+    def has_input(self) -> bool:
+        """Whether bytes beyond what was consumed have come already."""
+        return bool(self._buffer)
+
+    def _fill(self, deadline: float) -> None:
+        """Append what the socket has, waiting for it until the deadline."""
+        while True:
+            try:
+                data = self.sock.recv(_PIECE)
+            except BlockingIOError:
+                self._wait(self._readable, deadline)
+                continue
+            except OSError as error:
+                raise Disconnected(str(error)) from error
+            if not data:
+                raise Disconnected("the client closed its side")
+            self._buffer += data
+            return
+
+    @staticmethod
+    def _wait(poll: select.poll, deadline: float) -> None:
+        remaining_s = deadline - time.monotonic()
+        # Rounded up: a poll of 0 ms for the last fraction would spin.
+        if remaining_s <= 0 or not poll.poll(int(remaining_s * 1000) + 1):
+            raise RequestTimeout("the client did not go on within its time")
+
+    # -- writing
+
+    def send(self, data: bytes) -> None:
+        """Hand all of data to the kernel. Raises Disconnected, also when the client stopped reading."""
+        try:
+            n_sent = self.sock.send(data)
+        except BlockingIOError:
+            n_sent = 0
+        except OSError as error:
+            raise Disconnected(str(error)) from error
+        if n_sent < len(data):
+            self._send_slowly(memoryview(data)[n_sent:])
+        self.sent_bytes += len(data)
+
+    def _send_slowly(self, rest: memoryview) -> None:
+        deadline = time.monotonic() + self.limits.send_s
+        while rest:
+            try:
+                self._wait(self._writable, deadline)
+                rest = rest[self.sock.send(rest) :]
+            except BlockingIOError:
+                continue
+            except RequestTimeout:
+                raise Disconnected(f"the client took no more bytes for {self.limits.send_s:g} s") from None
+            except OSError as error:
+                raise Disconnected(str(error)) from error
+
+    # -- the end
+
+    def finish(self) -> None:
+        """Close so that the client gets the last response whole.
+
+        A close with unread input sends RST, and RST throws away what the client has not read yet (RFC 9112 9.6): so
+        the sending side is shut down first and what still comes is read away for a moment.
+        """
+        with contextlib.suppress(OSError, Disconnected, RequestTimeout):
+            self.sock.shutdown(socket.SHUT_WR)
+            deadline = time.monotonic() + self.limits.linger_s
+            while True:
+                self._buffer.clear()
+                self._fill(deadline)
+                if time.monotonic() >= deadline:
+                    break
+        self.sock.close()
+
+    def abort(self) -> None:
+        """Close at once; what the client has not read is thrown away (a reader that stalled would hold it in the kernel)."""
+        with contextlib.suppress(OSError):
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.sock.close()
+
+    def hang_up(self) -> None:
+        """Wake the connection's thread out of whatever it waits for. Any thread; the owner still closes."""
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_RDWR)

@@ -1,0 +1,108 @@
+"""What does the control plane answer? /models /switch /ops /status /events and the probes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from modeld.errors import ModeldError
+from modeld.events import Event, Subscription, SubscriptionEnded
+from modeld.httpapi import schema, sse
+from modeld.httpapi.message import Request, Response, StreamResponse, json_response
+from modeld.httpapi.service import Service
+from modeld.types import State, Status
+
+_LOADING_RETRY_S = 1
+_ERROR_RETRY_S = 10  # somebody has to switch first
+
+
+def get_models(_: Request, service: Service) -> Response:
+    return json_response(200, {"models": [schema.model_info_json(info) for info in service.models()]})
+
+
+def post_switch(request: Request, service: Service) -> Response:
+    op = service.switch(schema.parse_switch(request.body))
+    accepted = {"op_id": op.op_id, "target_model_id": op.target_model_id, "state": op.state.value}
+    return json_response(202, accepted, {"Location": f"/ops/{op.op_id}"})
+
+
+def get_op(request: Request, service: Service) -> Response:
+    return json_response(200, schema.op_json(service.op(request.params["op_id"])))
+
+
+def get_status(_: Request, service: Service) -> Response:
+    return json_response(200, schema.status_json(service.status()))
+
+
+def get_livez(_: Request, __: Service) -> Response:
+    """The process serves; it asks nobody, so that a busy or stuck model cannot fail it."""
+    return json_response(200, {"status": "ok"})
+
+
+def get_readyz(_: Request, service: Service) -> Response:
+    status = service.status()
+    body = {"state": status.state.value, "current_model": status.current_model}
+    if _answers(status):
+        return json_response(200, body)
+    retry_s = _LOADING_RETRY_S if status.state is State.LOADING else _ERROR_RETRY_S
+    return json_response(503, body, {"Retry-After": str(retry_s)})
+
+
+def get_health(_: Request, service: Service) -> Response:
+    """llama-server's bodies, which its users' scripts compare."""
+    status = service.status()
+    if _answers(status):
+        return json_response(200, {"status": "ok"})
+    message = "Loading model"
+    retry_s = _LOADING_RETRY_S
+    if status.state is State.ERROR:
+        message = status.error.message if status.error else "No model is loaded"
+        retry_s = _ERROR_RETRY_S
+    error = {"code": 503, "message": message, "type": "unavailable_error"}
+    return json_response(503, {"error": error}, {"Retry-After": str(retry_s)})
+
+
+def _answers(status: Status) -> bool:
+    return status.state is State.READY and status.current_model is not None
+
+
+# -- events
+
+
+def get_events(request: Request, service: Service) -> StreamResponse:
+    last_event_id = sse.last_event_id(request.head.field("last-event-id"), request.query("last_event_id"))
+    subscription = service.subscribe(last_event_id)
+    request.on_client_gone(subscription.close)
+    writes = _event_writes(subscription, request.limits.heartbeat_s)
+    return StreamResponse(writes, error_frame=_error_event, fields=sse.FIELDS)
+
+
+def _event_writes(subscription: Subscription, heartbeat_s: float) -> Iterator[tuple[bytes, ...]]:
+    if subscription.first is not None:
+        yield _first_frames(subscription)
+    else:
+        yield (sse.KEEP_ALIVE,)  # the head must not wait for the first event that was missed
+    while True:
+        try:
+            events = subscription.take(heartbeat_s)
+        except SubscriptionEnded:
+            return
+        yield tuple(_frame(event) for event in events) or (sse.KEEP_ALIVE,)
+
+
+def _first_frames(subscription: Subscription) -> tuple[bytes, ...]:
+    first = subscription.first
+    assert first is not None
+    snapshot = sse.event_frame(first.id, "snapshot", schema.status_json(first.status))
+    if not first.resync:
+        return (snapshot,)
+    reason = "the events after Last-Event-ID are no longer held; a snapshot follows"
+    return sse.event_frame(first.id, "resync", {"reason": reason}), snapshot
+
+
+def _frame(event: Event) -> bytes:
+    return sse.event_frame(event.id, event.name, dict(event.data))
+
+
+def _error_event(error: ModeldError) -> bytes:
+    """A fault of ours in the middle of the stream: a comment, so that no reader takes it for an event with an id."""
+    return f": {error.code}\n\n".encode()

@@ -1,0 +1,268 @@
+"""How does one request become one response? Read, route, check, call, send; the error boundary and the access log.
+
+Confined to the connection's thread. Whatever goes wrong ends here: a typed error becomes its JSON answer, anything else
+is logged with its trace and becomes a 500 that says nothing but the request id.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import re
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from email.utils import formatdate
+from typing import Protocol
+
+from modeld.errors import InternalError, ModeldError, RequestCancelled
+from modeld.httpapi import schema
+from modeld.httpapi.body import check_length, read_body
+from modeld.httpapi.connection import Connection, Disconnected
+from modeld.httpapi.head import RequestHead, parse_head
+from modeld.httpapi.message import Request, Response, StreamResponse, encode_head, json_response
+from modeld.httpapi.router import Route, match
+from modeld.httpapi.service import Service
+from modeld.httpapi.watch import ClientWatch
+
+log = logging.getLogger("modeld.http")
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_CLIENT_GONE = 499  # nginx's word for it; only in the log
+_LOGGED_TARGET_CHARS = 512
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_LAST_CHUNK = b"0\r\n\r\n"
+
+
+class Exchange:
+    """One request and its response on a connection; `run` once."""
+
+    def __init__(self, connection: Connection, service: Service, watch: ClientWatch, stopping: Callable[[], bool]) -> None:
+        self._connection = connection
+        self._service = service
+        self._watch = watch
+        self._stopping = stopping  # the server closes: no response promises another one
+        self._limits = connection.limits
+        self._request_id = uuid.uuid4().hex
+        self._reply_fields: dict[str, str] = {}
+        self._head: RequestHead | None = None
+        self._unread_bytes = 0  # of the request's body; -1: unknown, the connection cannot be kept
+        self._on_gone: Callable[[], None] | None = None
+        self._status = 0
+        self._failed = False  # the handler raised
+        self._finished = False  # what the handler wanted to say was handed to the kernel, all of it
+
+    def run(self, raw_head: bytes) -> bool:
+        """Answer the request with that head; whether the connection can carry another one.
+
+        Raises Disconnected where the client left before it had its answer.
+        """
+        start_s = time.perf_counter()
+        sent_before = self._connection.sent_bytes
+        try:
+            response = self._answer(raw_head)
+            keep = self._may_keep(response)
+            self._send(response, keep)
+            if keep and self._unread_bytes:
+                self._connection.skip(self._unread_bytes, time.monotonic() + self._limits.body_s)
+            return keep
+        except Disconnected:
+            self._status = _CLIENT_GONE
+            raise
+        finally:
+            self._watch.remove(self._connection.sock.fileno())
+            if self._on_gone is not None and not self._finished:
+                self._on_gone()
+            self._log(raw_head, time.perf_counter() - start_s, self._connection.sent_bytes - sent_before)
+
+    def refuse(self, error: ModeldError) -> None:
+        """Answer something that is no request: a head that did not come, or came wrong, or one connection too many."""
+        self._unread_bytes = -1
+        try:
+            self._send(_error_response(error), keep=False)
+        except Disconnected:
+            self._status = _CLIENT_GONE
+        self._log(b"", 0.0, self._connection.sent_bytes)
+
+    # -- the answer
+
+    def _answer(self, raw_head: bytes) -> Response | StreamResponse:
+        self._unread_bytes = -1
+        try:
+            head = parse_head(raw_head, self._limits.head_fields)
+            self._head = head
+            if _REQUEST_ID.fullmatch(given := head.field("x-request-id") or ""):
+                self._request_id = given
+            if not head.expects_continue and not head.chunked:
+                self._unread_bytes = head.content_length or 0
+            # Everything that can refuse the request by its head comes before its body is asked for (RFC 9110 10.1.1).
+            route, params = match(head.method, head.path)
+            self._check(route, head)
+            request = Request(
+                request_id=self._request_id,
+                head=head,
+                params=params,
+                body=self._read_body(head),
+                limits=self._limits,
+                on_client_gone=self._watch_client,
+                reply_fields=self._reply_fields,
+            )
+            return route.handler(request, self._service)
+        except RequestCancelled as error:
+            raise Disconnected("the client left while its request ran") from error
+        except ModeldError as error:
+            self._failed = True
+            return _error_response(error)
+        except Disconnected:
+            raise
+        except Exception:
+            log.exception("a fault while answering; request_id=%s", self._request_id)
+            self._failed = True
+            return _error_response(self._internal_error())
+
+    def _check(self, route: Route, head: RequestHead) -> None:
+        if route.method == "POST":
+            schema.check_content_type(head.field("content-type"))
+        check_length(head, self._limits.body_bytes)
+
+    def _read_body(self, head: RequestHead) -> bytes:
+        if head.expects_continue and head.has_body and not self._connection.has_input:
+            self._connection.send(_CONTINUE)
+        self._unread_bytes = -1  # while it is being read, and after it came wrong
+        body = read_body(self._connection, head, self._limits.body_bytes, time.monotonic() + self._limits.body_s)
+        self._unread_bytes = 0
+        return body
+
+    def _watch_client(self, on_gone: Callable[[], None]) -> None:
+        assert self._on_gone is None, "one call back a request"
+        self._on_gone = on_gone
+        self._watch.add(self._connection.sock.fileno(), on_gone)
+
+    def _internal_error(self) -> InternalError:
+        return InternalError(f"internal error; the log has it under request id {self._request_id}")
+
+    # -- sending
+
+    def _may_keep(self, response: Response | StreamResponse) -> bool:
+        """A body that nobody read would be taken for the next request: it is read away if it is short, else we close.
+
+        HTTP/1.0 does not know the chunked coding: the only end that a stream has there is the end of the connection.
+        """
+        head = self._head
+        if head is None or not head.keep_alive or self._stopping():
+            return False
+        return 0 <= self._unread_bytes <= self._limits.drain_bytes and (head.minor >= 1 or isinstance(response, Response))
+
+    def _send(self, response: Response | StreamResponse, keep: bool) -> None:
+        if isinstance(response, Response):
+            self._send_whole(response, keep)
+        else:
+            self._send_stream(response, keep)
+
+    def _send_whole(self, response: Response, keep: bool) -> None:
+        self._status = response.status
+        length = str(len(response.body))
+        fields = [("Content-Type", response.content_type), ("Content-Length", length), ("Cache-Control", "no-store")]
+        head = encode_head(response.status, [*self._common_fields(keep), *fields, *response.fields.items()])
+        # One write: a head alone in its packet would wait for its acknowledgement at some clients.
+        self._connection.send(head if self._is_head() else head + response.body)
+        self._finished = not self._failed
+
+    def _send_stream(self, response: StreamResponse, keep: bool) -> None:
+        """Chunked, so that the end of the stream is told apart from a cut; HTTP/1.0 has only the close for an end."""
+        self._status = 200
+        chunked = self._head is not None and self._head.minor >= 1
+        fields = [("Content-Type", response.content_type)]
+        if chunked:
+            fields.append(("Transfer-Encoding", "chunked"))
+        head = encode_head(200, [*self._common_fields(keep), *fields, *response.fields.items()])
+        if self._is_head():
+            self._connection.send(head)
+            return
+        pending = head  # goes out with the first frames
+        for frames in self._frames(response):
+            self._connection.send(pending + b"".join(map(_chunk, frames) if chunked else frames))
+            pending = b""
+        if pending or chunked:
+            self._connection.send(pending + (_LAST_CHUNK if chunked else b""))
+
+    def _frames(self, response: StreamResponse) -> Iterator[tuple[bytes, ...]]:
+        try:
+            yield from response.writes
+            self._finished = True
+        except RequestCancelled as error:
+            raise Disconnected("the client left while its request ran") from error
+        except ModeldError as error:
+            yield (response.error_frame(error),)
+        except Exception:
+            log.exception("a fault while streaming; request_id=%s", self._request_id)
+            yield (response.error_frame(self._internal_error()),)
+
+    def _common_fields(self, keep: bool) -> list[tuple[str, str]]:
+        fields = [("Server", "modeld"), ("Date", formatdate(usegmt=True)), ("X-Request-Id", self._request_id)]
+        fields += self._reply_fields.items()
+        if not keep:
+            fields.append(("Connection", "close"))
+        elif self._head is not None and self._head.minor == 0:
+            fields.append(("Connection", "keep-alive"))
+        return fields
+
+    def _is_head(self) -> bool:
+        return self._head is not None and self._head.method == "HEAD"
+
+    # -- the log
+
+    def _log(self, raw_head: bytes, seconds: float, n_bytes: int) -> None:
+        if self._head is not None:
+            method, target = self._head.method, self._head.target
+        else:
+            method, target = "-", raw_head.partition(b"\r\n")[0].decode("latin-1")
+        log.info(
+            "method=%s target=%s status=%d ms=%.1f bytes=%d request_id=%s",
+            method[:32], json.dumps(target[:_LOGGED_TARGET_CHARS]), self._status, seconds * 1000, n_bytes, self._request_id,
+        )
+
+
+class Turnstile(Protocol):
+    """What the server wants to know of a connection, so that it can end the idle ones and wait for the others."""
+
+    def enter(self) -> bool:
+        """A request has come; False: the server is stopping, no answer is begun."""
+
+    def leave(self) -> bool:
+        """It is answered; False: the server is stopping, no other one is waited for."""
+
+    def stopping(self) -> bool: ...
+
+
+def serve(connection: Connection, service: Service, watch: ClientWatch, turnstile: Turnstile) -> None:
+    """Answer the requests of one connection, one after another, and close it."""
+    first = True
+    try:
+        while True:
+            try:
+                raw_head = connection.read_head(first)
+            except ModeldError as error:
+                Exchange(connection, service, watch, turnstile.stopping).refuse(error)
+                break
+            if raw_head is None or not turnstile.enter():
+                break
+            keep = Exchange(connection, service, watch, turnstile.stopping).run(raw_head)
+            if not turnstile.leave() or not keep:
+                break
+            first = False
+        connection.finish()
+    except Disconnected:
+        connection.abort()
+    finally:
+        with contextlib.suppress(OSError):
+            connection.sock.close()
+
+
+def _error_response(error: ModeldError) -> Response:
+    return json_response(error.status, schema.error_json(error), schema.error_fields(error))
+
+
+def _chunk(frame: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(frame), frame)

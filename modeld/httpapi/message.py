@@ -1,0 +1,86 @@
+"""What does a handler get and give? Request, Response and StreamResponse; no sockets."""
+
+from __future__ import annotations
+
+import http
+import json
+import re
+import urllib.parse
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from modeld.errors import InvalidRequest, ModeldError
+from modeld.httpapi.head import RequestHead
+from modeld.httpapi.limits import Limits
+
+# RFC 9110 5.5. Values that come from a client or a file pass here: a CR LF in one would begin a field of the sender's
+# own (http.server's send_header lets it through).
+_FIELD_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request whose head and body were read and found valid.
+
+    `reply_fields` go with whatever answers the request, an error too; handlers add to it.
+    `on_client_gone` registers the one call back that ends the work: it comes from the watch thread when the client
+    leaves, or from the handler's own thread when the response could not be delivered whole.
+    """
+
+    request_id: str
+    head: RequestHead
+    params: Mapping[str, str]  # from the path: {"op_id": "..."}; decoded
+    body: bytes
+    limits: Limits
+    on_client_gone: Callable[[Callable[[], None]], None]
+    reply_fields: dict[str, str] = field(default_factory=dict)
+
+    def query(self, name: str) -> str | None:
+        """The first value of a query parameter; None where it is absent."""
+        try:
+            pairs = urllib.parse.parse_qsl(self.head.query, keep_blank_values=True, errors="strict", max_num_fields=100)
+        except ValueError:
+            raise InvalidRequest("the query string is not UTF-8, or has more than 100 parameters") from None
+        return next((value for key, value in pairs if key == name), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A whole answer."""
+
+    status: int
+    body: bytes
+    fields: Mapping[str, str] = field(default_factory=dict)
+    content_type: str = "application/json"
+
+
+@dataclass(frozen=True, slots=True)
+class StreamResponse:
+    """A status 200 whose body comes in writes; each is one or more frames that are ready now.
+
+    `writes` may raise: the stream then ends with `error_frame` of the error and is otherwise complete. The status line
+    goes out with the first write.
+    """
+
+    writes: Iterable[tuple[bytes, ...]]
+    error_frame: Callable[[ModeldError], bytes]
+    fields: Mapping[str, str] = field(default_factory=dict)
+    content_type: str = "text/event-stream"
+
+
+def json_response(status: int, value: object, fields: Mapping[str, str] | None = None) -> Response:
+    return Response(status, json.dumps(value).encode(), fields or {})
+
+
+def encode_head(status: int, fields: Iterable[tuple[str, str]]) -> bytes:
+    """Status line, fields and the blank line. Raises ValueError for a value that would not stay on its line."""
+    try:
+        phrase = http.HTTPStatus(status).phrase
+    except ValueError:
+        phrase = "Unknown"
+    lines = [f"HTTP/1.1 {status} {phrase}"]
+    for name, value in fields:
+        if not _FIELD_VALUE.fullmatch(value):
+            raise ValueError(f"response field {name} has a value that is not one line: {value[:80]!r}")
+        lines.append(f"{name}: {value}")
+    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")

@@ -1,0 +1,282 @@
+"""What does a generation request ask? The JSON of /v1/completions and /v1/chat/completions -> GenerateRequest.
+
+Parameters nobody knows are ignored; those that are known but not served yet are refused unless their value asks for
+nothing, so that nobody gets an answer that silently lacks what was asked (contract, section 6).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from modeld.errors import InvalidRequest
+from modeld.httpapi.fields import INT32_MAX, Fields, brief, missing, out_of_range, token_ids, wrong_type
+from modeld.httpapi.strictjson import parse_object
+from modeld.types import ChatMessage, GenerateRequest, SamplingParams
+
+MAX_STOPS = 16
+MAX_STOP_CHARS = 1000
+_ROLES: Mapping[str, str] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+_TOKEN_ID = re.compile(r"[0-9]{1,10}")
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionRequest:
+    """A generation and how its answer is to be sent."""
+
+    generate: GenerateRequest
+    stream: bool
+    include_usage: bool
+
+
+def parse_completion(body: bytes, request_id: str) -> CompletionRequest:
+    """/v1/completions. Raises InvalidRequest."""
+    fields = Fields(parse_object(body))
+    _refuse_unsupported(fields, _UNSUPPORTED_COMPLETION)
+    return _parse(fields, _prompt(fields), request_id)
+
+
+def parse_chat(body: bytes, request_id: str) -> CompletionRequest:
+    """/v1/chat/completions. Raises InvalidRequest."""
+    fields = Fields(parse_object(body))
+    _refuse_unsupported(fields, _UNSUPPORTED_CHAT)
+    return _parse(fields, parse_messages(fields), request_id)
+
+
+def _parse(fields: Fields, prompt: str | tuple[int, ...] | tuple[ChatMessage, ...], request_id: str) -> CompletionRequest:
+    fields.boolean("cache_prompt", True)  # checked only: what is kept of a prompt changes its time, not its answer
+    return CompletionRequest(
+        generate=GenerateRequest(
+            request_id=request_id,
+            prompt=prompt,
+            model_id=fields.string("model"),
+            max_tokens=_max_tokens(fields),
+            stop=_stop(fields),
+            sampling=_sampling(fields),
+        ),
+        stream=fields.boolean("stream", False),
+        include_usage=fields.object("stream_options").boolean("include_usage", False),
+    )
+
+
+# -- prompts
+
+
+def _prompt(fields: Fields) -> str | tuple[int, ...]:
+    value = fields.get("prompt")
+    if value is None:
+        raise missing("prompt", "a string")
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list):
+        raise wrong_type("prompt", "a string or an array of token ids", value)
+    if len(value) == 1 and isinstance(value[0], (str, list)):  # a batch of one
+        return value[0] if isinstance(value[0], str) else _prompt_ids(value[0])
+    if any(isinstance(item, (str, list)) for item in value):
+        raise InvalidRequest(f"prompt has {len(value)} prompts; one prompt a request is supported", param="prompt")
+    return _prompt_ids(value)
+
+
+def _prompt_ids(items: list[object]) -> tuple[int, ...]:
+    if not items:
+        raise InvalidRequest("prompt is an empty array; a string or at least one token id is expected", param="prompt")
+    return token_ids(items, "prompt")
+
+
+def parse_messages(fields: Fields) -> tuple[ChatMessage, ...]:
+    """Also the body of /apply-template. Raises InvalidRequest."""
+    items = fields.array("messages")
+    if items is None:
+        raise missing("messages", "an array of messages")
+    if not items:
+        raise InvalidRequest("messages is empty; at least one message is expected", param="messages")
+    return tuple(_message(item, f"messages[{i}]") for i, item in enumerate(items))
+
+
+def _message(item: object, path: str) -> ChatMessage:
+    if not isinstance(item, dict):
+        raise wrong_type(path, "an object with role and content", item)
+    message = Fields(item, path)
+    role = message.required_string("role")
+    if role not in _ROLES:
+        raise InvalidRequest(
+            f"{path}.role is {brief(role)}; supported are {', '.join(_ROLES)}", param=message.name_of("role")
+        )
+    for member in ("tool_calls", "function_call", "audio"):
+        if message.get(member):
+            raise _unsupported(message.name_of(member))
+    return ChatMessage(_ROLES[role], _content(message))
+
+
+def _content(message: Fields) -> str:
+    param = message.name_of("content")
+    value = message.get("content")
+    if value is None:
+        raise missing(param, "a string")
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list):
+        raise wrong_type(param, "a string or an array of text parts", value)
+    # Parts are joined by line feeds, as llama.cpp's common/chat.cpp does for templates that take one string.
+    return "\n".join(_part(item, f"{param}[{i}]") for i, item in enumerate(value))
+
+
+def _part(item: object, path: str) -> str:
+    if not isinstance(item, dict):
+        raise wrong_type(path, "an object with type and text", item)
+    part = Fields(item, path)
+    if (type_ := part.required_string("type")) != "text":
+        raise InvalidRequest(f"{path}.type is {brief(type_)}; only text is supported", param=part.name_of("type"))
+    return part.required_string("text")
+
+
+# -- parameters
+
+
+def _max_tokens(fields: Fields) -> int | None:
+    """OpenAI's two names and llama-server's, which must agree; n_predict -1 is without limit, as there."""
+    given = {name: fields.integer(name, 1, INT32_MAX) for name in ("max_completion_tokens", "max_tokens")}
+    n_predict = fields.integer("n_predict", -1, INT32_MAX)
+    if n_predict == 0:
+        raise out_of_range("n_predict", 0, f"-1 or 1 to {INT32_MAX}")
+    given["n_predict"] = None if n_predict == -1 else n_predict
+    values = {name: value for name, value in given.items() if value is not None}
+    if len(set(values.values())) > 1:
+        said = ", ".join(f"{name} {value}" for name, value in values.items())
+        raise InvalidRequest(f"{said} contradict each other; give one of them", param=next(iter(values)))
+    return next(iter(values.values()), None)
+
+
+def _stop(fields: Fields) -> tuple[str, ...]:
+    value = fields.get("stop")
+    if value is None:
+        return ()
+    items = [value] if isinstance(value, str) else value
+    if not isinstance(items, list):
+        raise wrong_type("stop", "a string or an array of strings", value)
+    if len(items) > MAX_STOPS:
+        raise InvalidRequest(f"stop has {len(items)} strings; at most {MAX_STOPS} are allowed", param="stop")
+    for item in items:
+        if not isinstance(item, str):
+            raise wrong_type("stop", "a string or an array of strings", item)
+        if not 1 <= len(item) <= MAX_STOP_CHARS:
+            raise InvalidRequest(f"a stop string has {len(item)} characters; allowed are 1 to {MAX_STOP_CHARS}", param="stop")
+    return tuple(items)
+
+
+def _sampling(fields: Fields) -> SamplingParams:
+    default = SamplingParams()
+    top_k = fields.integer("top_k", -1, INT32_MAX)
+    repeat_last_n = fields.integer("repeat_last_n", -1, INT32_MAX)
+    return SamplingParams(
+        temperature=fields.number("temperature", default.temperature, 0.0, 2.0),
+        top_k=default.top_k if top_k is None else top_k,
+        top_p=fields.number("top_p", default.top_p, 0.0, 1.0),
+        min_p=fields.number("min_p", default.min_p, 0.0, 1.0),
+        typical_p=fields.number("typical_p", default.typical_p, 0.0, 1.0),
+        repeat_penalty=fields.number("repeat_penalty", default.repeat_penalty, 0.0, 10.0, above=True),
+        repeat_last_n=default.repeat_last_n if repeat_last_n is None else repeat_last_n,
+        presence_penalty=fields.number("presence_penalty", default.presence_penalty, -2.0, 2.0),
+        frequency_penalty=fields.number("frequency_penalty", default.frequency_penalty, -2.0, 2.0),
+        logit_bias=_logit_bias(fields),
+        seed=_seed(fields),
+        ignore_eos=fields.boolean("ignore_eos", default.ignore_eos),
+    )
+
+
+def _seed(fields: Fields) -> int | None:
+    """OpenAI's seeds have 64 bits, the samplers' 32: the low ones count. -1 asks for a fresh one, as in llama-server."""
+    seed = fields.integer("seed", -(2**63), 2**64 - 1)
+    return None if seed is None or seed == -1 else seed % 2**32
+
+
+def _logit_bias(fields: Fields) -> tuple[tuple[int, float], ...]:
+    """OpenAI's object {"id": bias} or llama-server's array [[id, bias], ...], whose bias may be false: never."""
+    value = fields.get("logit_bias")
+    if value is None:
+        return ()
+    if isinstance(value, dict):
+        pairs = [(int(key) if _TOKEN_ID.fullmatch(key) else key, bias) for key, bias in value.items()]
+    elif isinstance(value, list) and all(isinstance(item, list) and len(item) == 2 for item in value):
+        pairs = [(item[0], float("-inf") if item[1] is False else item[1]) for item in value]
+    else:
+        raise wrong_type("logit_bias", "an object of token id and bias", value)
+    return tuple(_bias(token, bias) for token, bias in pairs)
+
+
+def _bias(token: object, bias: object) -> tuple[int, float]:
+    if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token <= INT32_MAX:
+        raise InvalidRequest(f"logit_bias has {brief(token)} where a token id is expected", param="logit_bias")
+    if not isinstance(bias, (int, float)) or isinstance(bias, bool):
+        raise wrong_type("logit_bias", "numbers for token ids", bias)
+    if not -100 <= bias <= 100 and bias != float("-inf"):
+        raise out_of_range("logit_bias", bias, "-100 to 100")
+    return token, float(bias)
+
+
+# -- known, not served
+
+
+def _unsupported(param: str) -> InvalidRequest:
+    return InvalidRequest(f"{param} is not supported yet with this value; leave it out", param=param)
+
+
+def _one(value: object) -> bool:
+    return value == 1 and not isinstance(value, bool)
+
+
+def _false(value: object) -> bool:
+    return value is False
+
+
+def _empty(value: object) -> bool:
+    return value in ("", [], {})
+
+
+def _not_positive(value: object) -> bool:
+    return isinstance(value, (int, float)) and value <= 0  # false among them
+
+
+# Parameter -> whether a value (never null) asks for nothing.
+_UNSUPPORTED: Mapping[str, Callable[[object], bool]] = {
+    "n": _one,
+    "logprobs": _false,
+    "grammar": lambda value: value == "",
+    "json_schema": lambda _: False,
+    "response_format": lambda value: isinstance(value, dict) and value.get("type") == "text",
+    # llama-server's samplers and answers beyond ours
+    "mirostat": _not_positive,
+    "dynatemp_range": _not_positive,
+    "dry_multiplier": _not_positive,
+    "xtc_probability": _not_positive,
+    "top_n_sigma": _not_positive,
+    "n_probs": _not_positive,
+    "samplers": _empty,
+    "lora": _empty,
+}
+_UNSUPPORTED_COMPLETION: Mapping[str, Callable[[object], bool]] = {
+    **_UNSUPPORTED,
+    "best_of": _one,
+    "echo": _false,
+    "suffix": lambda value: value == "",
+}
+_UNSUPPORTED_CHAT: Mapping[str, Callable[[object], bool]] = {
+    **_UNSUPPORTED,
+    "top_logprobs": _not_positive,
+    "tools": _empty,
+    "tool_choice": lambda value: value == "none",
+    "functions": _empty,
+    "function_call": lambda value: value == "none",
+    "audio": lambda _: False,
+    "modalities": lambda value: value == ["text"],
+    "web_search_options": lambda _: False,
+    "chat_template_kwargs": _empty,
+}
+
+
+def _refuse_unsupported(fields: Fields, table: Mapping[str, Callable[[object], bool]]) -> None:
+    for name, asks_nothing in table.items():
+        value = fields.get(name)
+        if value is not None and not asks_nothing(value):
+            raise _unsupported(name)

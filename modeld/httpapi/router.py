@@ -1,0 +1,86 @@
+"""Which handler answers this method and path? The ROUTES table, 404 and 405."""
+
+from __future__ import annotations
+
+import urllib.parse
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from modeld.errors import InvalidRequest, MethodNotAllowed, NotFound
+from modeld.httpapi import control, openai
+from modeld.httpapi.message import Request, Response, StreamResponse
+from modeld.httpapi.service import Service
+
+Handler = Callable[[Request, Service], Response | StreamResponse]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """`path` has segments in braces that take any one segment; docs/http.md describes each route (a test checks)."""
+
+    method: str  # GET or POST
+    path: str
+    handler: Handler
+
+
+ROUTES: tuple[Route, ...] = (
+    Route("GET", "/models", control.get_models),
+    Route("POST", "/switch", control.post_switch),
+    Route("GET", "/ops/{op_id}", control.get_op),
+    Route("GET", "/status", control.get_status),
+    Route("GET", "/events", control.get_events),
+    Route("GET", "/livez", control.get_livez),
+    Route("GET", "/readyz", control.get_readyz),
+    Route("GET", "/healthz", control.get_readyz),
+    Route("GET", "/health", control.get_health),
+    Route("GET", "/props", openai.get_props),
+    Route("GET", "/v1/models", openai.get_models),
+    Route("GET", "/v1/models/{model_id}", openai.get_model),
+    Route("POST", "/v1/completions", openai.post_completions),
+    Route("POST", "/v1/chat/completions", openai.post_chat_completions),
+    Route("POST", "/tokenize", openai.post_tokenize),
+    Route("POST", "/detokenize", openai.post_detokenize),
+    Route("POST", "/apply-template", openai.post_apply_template),
+)
+
+
+def match(method: str, path: str, routes: tuple[Route, ...] = ROUTES) -> tuple[Route, Mapping[str, str]]:
+    """The route and its parameters, decoded. HEAD is answered as GET (the body is left out when it is sent).
+
+    Raises NotFound, MethodNotAllowed, InvalidRequest for a path that does not decode to UTF-8.
+    """
+    segments = _segments(path)
+    found = [(route, params) for route in routes if (params := _fits(route.path.split("/"), segments)) is not None]
+    if not found:
+        raise NotFound(f"there is no {path[:128]} here")
+    wanted = "GET" if method == "HEAD" else method
+    for route, params in found:
+        if route.method == wanted:
+            return route, params
+    allow = tuple(sorted({name for route, _ in found for name in _methods(route)}))
+    raise MethodNotAllowed(f"{method[:32]} is not allowed for {path[:128]}; allowed: {', '.join(allow)}", allow=allow)
+
+
+def _methods(route: Route) -> tuple[str, ...]:
+    return ("GET", "HEAD") if route.method == "GET" else (route.method,)
+
+
+def _segments(path: str) -> list[str]:
+    try:
+        return [urllib.parse.unquote(segment, errors="strict") for segment in path.split("/")]
+    except UnicodeDecodeError:
+        raise InvalidRequest("the path does not decode to UTF-8") from None
+
+
+def _fits(pattern: list[str], segments: list[str]) -> dict[str, str] | None:
+    if len(pattern) != len(segments):
+        return None
+    params: dict[str, str] = {}
+    for expected, segment in zip(pattern, segments, strict=True):
+        if expected.startswith("{"):
+            if not segment:
+                return None
+            params[expected[1:-1]] = segment
+        elif expected != segment:
+            return None
+    return params

@@ -1,0 +1,52 @@
+"""A running HttpServer on port 0 with a FakeService behind it, and a client of raw bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from fake_service import FakeService
+from raw_client import RawClient
+
+from modeld.httpapi.limits import Limits
+from modeld.httpapi.server import HttpServer
+
+
+@pytest.fixture
+def service() -> FakeService:
+    return FakeService()
+
+
+@pytest.fixture
+def limits() -> Limits:
+    """Overridden by tests that want other limits."""
+    return Limits()
+
+
+@pytest.fixture
+def server(service: FakeService, limits: Limits) -> Iterator[HttpServer]:
+    server = HttpServer(service, "127.0.0.1", 0, limits)
+    server.start()
+    yield server
+    service.hub.close()
+    for generation in service.generations:
+        generation.cancel()
+    server.close(5.0)
+
+
+@pytest.fixture
+def connect(server: HttpServer) -> Iterator[Callable[[], RawClient]]:
+    clients: list[RawClient] = []
+
+    def connect() -> RawClient:
+        clients.append(RawClient(server.address))
+        return clients[-1]
+
+    yield connect
+    for client in clients:
+        client.close()
+
+
+@pytest.fixture
+def client(connect: Callable[[], RawClient]) -> RawClient:
+    return connect()

@@ -1,0 +1,167 @@
+"""A Service whose every step a test decides: generations that say what they are told to, a real EventHub."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import replace
+
+from modeld.errors import ModelNotFound, ModelNotLoaded, NotFound, RequestCancelled
+from modeld.events import EventHub, Subscription
+from modeld.types import (
+    ChatMessage,
+    Chunk,
+    Failed,
+    Finished,
+    GenerateRequest,
+    Load,
+    LoadedModel,
+    ModelInfo,
+    OpState,
+    State,
+    Status,
+    Step,
+    SwitchOp,
+    Usage,
+)
+
+LOADED = LoadedModel(
+    id="tiny:q8", name="Tiny", path="/models/tiny.gguf", description="llama 1M Q8_0", n_params=1_000_000, n_vocab=512,
+    n_ctx=4096, n_ctx_slot=1024, n_ctx_train=2048, n_slots=4, n_batch=2048, n_threads=2, chat_template="chatml",
+    bos_piece="<s>", eos_piece="</s>", loaded_at=1_700_000_000.5,
+)  # fmt: skip
+STATUS = Status(
+    state=State.READY, current_model=LOADED.id, error=None, op=None, last_op=None, queued_ops=0,
+    load=Load(slots_total=4, slots_busy=0, queued=0), generation=1, version="0.0", uptime_s=1.25,
+)  # fmt: skip
+OP = SwitchOp(op_id="op-1", target_model_id="other", state=OpState.RUNNING, queued_at=10.5, step=Step.MMAP, pct=43,
+              started_at=10.75, steps_ms={"unload": 12.5})  # fmt: skip
+
+
+class FakeGeneration:
+    """`feed` is what the test says; `cancelled` what the handler did."""
+
+    def __init__(self, request: GenerateRequest) -> None:
+        self.request = request
+        self.model_id = LOADED.id
+        self.prompt_tokens = 3
+        self.cancelled = threading.Event()
+        self._cond = threading.Condition()
+        self._chunks: deque[Chunk] = deque()
+        self._ended = False
+
+    def feed(self, text: str, end: Finished | Failed | None = None) -> None:
+        with self._cond:
+            if self._ended:
+                return
+            self._chunks.append(Chunk(text, len(text.split()), end))
+            self._ended = end is not None
+            self._cond.notify_all()
+
+    def finish(self, reason: str = "stop", n_tokens: int = 2) -> None:
+        self.feed("", Finished(reason, Usage(self.prompt_tokens, n_tokens)))
+
+    def fail(self, error: Exception) -> None:
+        self.feed("", Failed(error))
+
+    def take(self, timeout_s: float | None) -> Chunk | None:
+        with self._cond:
+            if not self._cond.wait_for(lambda: self._chunks, timeout_s):
+                return None
+            return self._chunks.popleft()
+
+    def cancel(self) -> None:
+        self.cancelled.set()
+        self.fail(RequestCancelled("the client left"))
+
+
+class FakeService:
+    """`script` says what each new generation gets at once: texts, then an end; None: nothing, the test feeds."""
+
+    def __init__(self) -> None:
+        self.status_now = STATUS
+        self.hub = EventHub(STATUS)
+        self.script: Sequence[str | Finished | Failed] | None = ("Hello", " world", Finished("stop", Usage(3, 2)))
+        self.raises: Exception | None = None  # what generate, tokenize and status raise
+        self._cond = threading.Condition()
+        self.generations: list[FakeGeneration] = []
+        self.subscriptions: list[Subscription] = []
+
+    # -- for tests
+
+    def generation(self, index: int = 0, deadline_s: float = 10) -> FakeGeneration:
+        """The index-th generation, as soon as it was asked for."""
+        with self._cond:
+            assert self._cond.wait_for(lambda: len(self.generations) > index, deadline_s), "no request came"
+            return self.generations[index]
+
+    def set_status(self, **changes: object) -> None:
+        self.status_now = replace(self.status_now, **changes)  # type: ignore[arg-type]
+
+    def publish(self, name: str, data: dict[str, object]) -> str:
+        return self.hub.publish(name, data, self.status_now).id
+
+    # -- Service
+
+    def models(self) -> list[ModelInfo]:
+        return [
+            ModelInfo(id=LOADED.id, name="Tiny", path=LOADED.path, quant="Q8_0", family="llama", state="ready",
+                      size_bytes=1234, n_ctx=4096, n_parallel=4),
+            ModelInfo(id="other", name="Other", path="/models/o.gguf", quant=None, family=None, state="unloaded",
+                      size_bytes=None, n_ctx=0, n_parallel=1),
+        ]  # fmt: skip
+
+    def status(self) -> Status:
+        if self.raises:
+            raise self.raises
+        return self.status_now
+
+    def loaded(self) -> LoadedModel | None:
+        return LOADED if self.status_now.current_model else None
+
+    def switch(self, model_id: str) -> SwitchOp:
+        if model_id not in ("other", LOADED.id):
+            raise ModelNotFound(f"no model has the id {model_id!r}", param="model_id")
+        return SwitchOp(op_id="op-7", target_model_id=model_id, state=OpState.QUEUED, queued_at=1.0)
+
+    def op(self, op_id: str) -> SwitchOp:
+        if op_id != OP.op_id:
+            raise NotFound(f"no op has the id {op_id!r}")
+        return OP
+
+    def subscribe(self, last_event_id: str | None) -> Subscription:
+        subscription = self.hub.subscribe(last_event_id, self.status_now)
+        with self._cond:
+            self.subscriptions.append(subscription)
+            self._cond.notify_all()
+        return subscription
+
+    def generate(self, request: GenerateRequest) -> FakeGeneration:
+        if self.raises:
+            raise self.raises
+        if request.model_id == "other":
+            raise ModelNotLoaded(f"other is not loaded; {LOADED.id} is", param="model")
+        if request.model_id not in (None, LOADED.id):
+            raise ModelNotFound(f"no model has the id {request.model_id!r}", param="model")
+        generation = FakeGeneration(request)
+        for item in self.script or ():
+            if isinstance(item, str):
+                generation.feed(item)
+            else:
+                generation.feed("", item)
+        with self._cond:
+            self.generations.append(generation)
+            self._cond.notify_all()
+        return generation
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        if self.raises:
+            raise self.raises
+        return [1] * add_special + [2] * (not parse_special) + list(text.encode())
+
+    def detokenize(self, tokens: Sequence[int]) -> bytes:
+        return bytes(tokens)
+
+    def render_chat(self, messages: Sequence[ChatMessage]) -> str:
+        return "".join(f"<{m.role}>{m.content}" for m in messages)
