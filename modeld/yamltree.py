@@ -107,7 +107,7 @@ class _Reader:
     def node(self, event: yaml.Event, where: str, *, depth: int) -> Node:
         """The node that begins with `event`; `where` is its key path."""
         if isinstance(event, yaml.AliasEvent):
-            raise self.error(event, where, f"alias *{event.anchor[:80]}: aliases are not supported; write the value out")
+            raise self.error(event, where, f"alias *{str(event.anchor)[:80]}: aliases are not supported; write the value out")
         assert isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent)
         if event.anchor is not None:
             raise self.error(event, where, f"anchor &{event.anchor[:80]}: anchors are not supported")
