@@ -18,7 +18,9 @@ _start_lock = threading.Lock()
 # when the new thread runs, so the size has been taken by then.
 
 
-def start_thread(name: str, target: Callable[[], None], *, stack_bytes: int = SMALL_STACK_BYTES, daemon: bool = True) -> threading.Thread:
+def start_thread(
+    name: str, target: Callable[[], None], *, stack_bytes: int = SMALL_STACK_BYTES, daemon: bool = True
+) -> threading.Thread:
     """Start a named thread with a stack of its own size; an exception that ends it is logged with its name.
 
     Raises RuntimeError when the system refuses another thread.

@@ -72,7 +72,9 @@ class Gate:
 class FakeRuntime:
     """Generates for each sequence the bytes of `script` (then EOG), position by position after its prompt."""
 
-    def __init__(self, *, n_slots: int = 4, n_ctx_slot: int = 64, n_batch: int = 32, script: bytes = b"abcdefghij", endless: bool = False) -> None:
+    def __init__(
+        self, *, n_slots: int = 4, n_ctx_slot: int = 64, n_batch: int = 32, script: bytes = b"abcdefghij", endless: bool = False
+    ) -> None:
         self.n_slots, self.n_ctx_slot, self.n_batch = n_slots, n_ctx_slot, n_batch
         self.script, self.endless = script, endless
         self.gate = Gate()
@@ -85,8 +87,24 @@ class FakeRuntime:
         self._engine_thread: int | None = None
 
     def describe(self) -> LoadedModel:
-        return LoadedModel("fake", "fake", "/fake", "fake", 0, N_VOCAB, self.n_ctx_slot * self.n_slots, self.n_ctx_slot, 64, self.n_slots,
-                           self.n_batch, 1, None, "", "", time.time())  # fmt: skip
+        return LoadedModel(
+            id="fake",
+            name="fake",
+            path="/fake",
+            description="fake",
+            n_params=0,
+            n_vocab=N_VOCAB,
+            n_ctx=self.n_ctx_slot * self.n_slots,
+            n_ctx_slot=self.n_ctx_slot,
+            n_ctx_train=64,
+            n_slots=self.n_slots,
+            n_batch=self.n_batch,
+            n_threads=1,
+            chat_template=None,
+            bos_piece="",
+            eos_piece="",
+            loaded_at=time.time(),
+        )
 
     def decode(self, spans: Sequence[Span]) -> None:
         assert not self.closed
@@ -112,7 +130,9 @@ class FakeRuntime:
         tokens = []
         for sampler, index in wanted:
             span = self.batches[-1][index]
-            assert span.output and isinstance(sampler, FakeSampler) and not sampler.closed
+            assert isinstance(sampler, FakeSampler)
+            assert span.output
+            assert not sampler.closed
             n, sampler.n_sampled = sampler.n_sampled, sampler.n_sampled + 1
             tokens.append(self.script[n % len(self.script)] if self.endless or n < len(self.script) else EOG)
         return tokens
@@ -127,7 +147,8 @@ class FakeRuntime:
         return None if token == EOG else bytes([token])
 
     def close(self) -> None:
-        assert not self.closed and self.open_samplers == 0
+        assert not self.closed
+        assert self.open_samplers == 0
         self.closed = True
 
     def set_abort(self, on: bool) -> None:
@@ -147,13 +168,9 @@ class FakeRuntime:
         return "".join(message.content for message in messages)
 
 
-def load_fake(runtime: FakeRuntime, spec: ModelSpec, on_progress: object) -> FakeRuntime:
+def load_fake(runtime: FakeRuntime, spec: ModelSpec, on_progress: LoadProgress) -> FakeRuntime:
     """A factory for EngineRunner, with progress as the real one reports it."""
-    assert callable(on_progress)
     for pct in (0, 50, 100):
         if not on_progress(Step.MMAP, pct):
             raise OpCancelled("cancelled")
     return runtime
-
-
-__all__ = ["EOG", "FakeRuntime", "Gate", "LoadProgress", "load_fake"]

@@ -73,7 +73,7 @@ class Engine:
             if self._n_open >= self._capacity:
                 n_waiting = self._n_open - self._n_busy
                 full = QueueFull(
-                    f"{self._n_busy} requests run and {n_waiting} wait, which is all that model '{self._model_id}' takes; try again",
+                    f"{self._n_busy} requests run and {n_waiting} wait: model '{self._model_id}' takes no more now; try again",
                     retry_after_s=1,
                 )
             else:
@@ -132,7 +132,7 @@ class Engine:
             finally:
                 sampler.close()
             self._runtime.forget(0)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - start() raises it where somebody waits
             self._warmup_error = error
         finally:
             self._warm.set()

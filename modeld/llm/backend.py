@@ -45,7 +45,7 @@ class LogRing:
             line = self._complete(level, (text or b"").decode("utf-8", "replace"))
             if line is not None:
                 log.log(_LEVELS.get(line[0], logging.DEBUG), "%s", line[1])
-        except Exception:  # noqa: S110 - an exception here would be printed by ctypes and lost; a log line is not worth it
+        except Exception:  # noqa: S110, BLE001 - it would be printed by ctypes and lost; a log line is not worth it
             pass
 
     def _complete(self, level: int, text: str) -> tuple[int, str] | None:

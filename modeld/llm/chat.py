@@ -25,7 +25,8 @@ class ChatTemplate:
         """The prompt, ending where the assistant begins. Raises InvalidRequest when the template is not known."""
         if self._template is None:
             raise InvalidRequest(
-                f"model '{self._model_id}' brings no chat template; set chat_template in its registry entry, or use /v1/completions",
+                f"model '{self._model_id}' brings no chat template; set chat_template in its registry entry, "
+                "or use /v1/completions",
                 param="messages",
             )
         n_room = 256 + 2 * sum(len(m.role) + len(m.content.encode()) + 64 for m in messages)
@@ -33,8 +34,8 @@ class ChatTemplate:
             n_bytes, text = self._apply(messages, n_room)
             if n_bytes < 0:
                 raise InvalidRequest(
-                    f"the chat template of model '{self._model_id}' is not in llama.cpp's list; set chat_template in its registry "
-                    "entry to a name from that list (e.g. chatml), or use /v1/completions",
+                    f"the chat template of model '{self._model_id}' is not in llama.cpp's list; set chat_template in its "
+                    "registry entry to a name from that list (e.g. chatml), or use /v1/completions",
                     param="messages",
                 )
             if n_bytes <= n_room:

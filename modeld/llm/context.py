@@ -166,10 +166,10 @@ class Context(Handle):
                 self._output[start] = span.output
             else:
                 n = end - start
-                self._token[start:end] = span.tokens
-                self._pos[start:end] = range(span.pos, span.pos + n)
+                self._token[start:end] = list(span.tokens)
+                self._pos[start:end] = list(range(span.pos, span.pos + n))
                 self._seq_id[start:end] = [self._slot_addresses[span.slot]] * n
-                self._output[start:end] = bytes(n)
+                self._output[start:end] = [0] * n
                 self._output[end - 1] = span.output
             last_rows.append(end - 1)
         self._last_rows = last_rows

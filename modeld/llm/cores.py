@@ -32,7 +32,9 @@ def compute_cores(n_threads: int) -> list[int]:
     """
     cores = usable_cores()
     if n_threads > len(cores):
-        log.warning("n_threads: %d asked, %d cores are usable (affinity, cgroup quota): %d threads", n_threads, len(cores), len(cores))
+        log.warning(
+            "n_threads: %d asked, %d cores are usable (affinity, cgroup quota): %d threads", n_threads, len(cores), len(cores)
+        )
     return cores[: n_threads or len(cores)]
 
 

@@ -33,7 +33,7 @@ def _report_leak(kind: str, address: int) -> None:
 
 
 class Handle:
-    """A C pointer with one owner. Passed to C as it is (`_as_parameter_`); used after close it raises RuntimeError.
+    """A C pointer with one owner, passed to C as it is (`_as_parameter_`). After close, ctypes refuses it (ArgumentError).
 
     Confined to its owner's thread. A child keeps its parent alive and counted, so that a model is never freed under its
     context: close() of a parent with open children raises RuntimeError.

@@ -329,5 +329,3 @@ def load_library(path: str | os.PathLike[str]) -> Library:
     except OSError as error:
         raise LibraryMismatch(f"cannot open {os.fspath(path)}: {error}; run `make build` to make it anew") from error
     return Library(cdll, SIGNATURES)
-
-

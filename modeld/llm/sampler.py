@@ -21,7 +21,9 @@ class SamplerChain(Handle):
 
     kind = "sampler chain"
 
-    def __init__(self, lib: Library, vocab: Vocab, params: SamplingParams, *, seed: int, n_ctx_slot: int, history: Sequence[int]) -> None:
+    def __init__(
+        self, lib: Library, vocab: Vocab, params: SamplingParams, *, seed: int, n_ctx_slot: int, history: Sequence[int]
+    ) -> None:
         """`history`: the prompt's tokens; the penalties look back on the last repeat_last_n of them, as llama-server's do."""
         chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
         super().__init__(chain, lib.llama_sampler_free)
@@ -31,7 +33,7 @@ class SamplerChain(Handle):
         if params.ignore_eos:
             biases += [(token, -math.inf) for token in vocab.eog_tokens()]
         if biases:
-            array = (C.llama_logit_bias * len(biases))(*biases)  # copied by libllama
+            array = (C.llama_logit_bias * len(biases))(*[C.llama_logit_bias(*bias) for bias in biases])  # copied by libllama
             add(self, lib.llama_sampler_init_logit_bias(vocab.n_tokens, len(biases), array))
 
         last_n = n_ctx_slot if params.repeat_last_n < 0 else min(params.repeat_last_n, n_ctx_slot)

@@ -207,7 +207,7 @@ def test_a_request_that_is_tokenized_while_the_model_leaves_is_told_so(runtime: 
     def submit() -> None:
         try:
             runner.submit(request())
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - looked at below
             errors.append(error)
 
     submitter = threading.Thread(target=submit)
@@ -251,7 +251,12 @@ def test_an_engine_that_dies_fails_its_requests_with_the_cause_and_says_so_once(
     runtime = FakeRuntime()
     deaths: list[Exception] = []
     died = threading.Event()
-    runner = open_fake(runtime, on_death=lambda error: (deaths.append(error), died.set()))  # type: ignore[arg-type, return-value]
+
+    def on_death(error: Exception) -> None:
+        deaths.append(error)
+        died.set()
+
+    runner = open_fake(runtime, on_death=on_death)
     runtime.gate.shut()
     streams = [runner.submit(request()) for _ in range(5)]
     runtime.gate.wait_arrived(WARMUP + 1)

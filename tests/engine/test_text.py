@@ -38,7 +38,7 @@ def test_bytes_that_never_become_a_character_show_as_replacement() -> None:
         (("abcd", "c"), [b"ab", b"cx"], "ab", True),
         (("xy", "y"), [b"x", b"y"], "", True),
         (("aab",), [b"a", b"a", b"a", b"b", b"z"], "a", True),
-        (("€",), ["1".encode(), "€".encode()[:2], "€".encode()[2:]], "1", True),
+        (("€",), [b"1", "€".encode()[:2], "€".encode()[2:]], "1", True),
         (("stop",), [b"st"], "st", False),
     ],
 )
