@@ -1,0 +1,145 @@
+"""The program: start, signals, exit status, log lines, command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from modeld import __version__
+from tests.daemon import ROOT, Daemon, demo_config
+
+PYTHON = sys.executable
+
+
+def run(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [PYTHON, "-m", "modeld", *arguments], cwd=ROOT, env={**os.environ, **env}, capture_output=True, text=True, timeout=60
+    )
+
+
+def test_livez_answers_while_the_first_model_loads(tmp_path: Path) -> None:
+    with Daemon(demo_config(tmp_path)) as daemon:
+        status, _, _ = daemon.request("GET", "/livez")
+        assert status == 200
+        daemon.wait_ready()
+        assert daemon.get("/status")["current_model"] == "demo-stories"
+
+
+def test_sigterm_ends_streams_with_an_error_frame_and_exits_with_0(tmp_path: Path) -> None:
+    with Daemon(demo_config(tmp_path)) as daemon:
+        daemon.wait_ready()
+        with daemon.stream("/v1/completions", {"prompt": "One day", "max_tokens": 500, "ignore_eos": True}) as stream:
+            frames = iter(stream)
+            next(frames)
+            daemon.process.send_signal(signal.SIGTERM)
+            for _ in frames:
+                pass
+        assert stream.frames[-1]["error"]["code"] == "shutting_down"
+        assert not stream.done
+        assert daemon.wait() == 0
+
+
+def test_a_second_signal_leaves_at_once(tmp_path: Path) -> None:
+    daemon = Daemon(demo_config(tmp_path))
+    daemon.wait_ready()
+    with socket.create_connection((daemon.host, daemon.port)) as unfinished:
+        unfinished.sendall(b"POST /switch HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n")
+        # a request whose body is still to come holds up a clean stop until the deadline
+        daemon.wait_line(lambda line: line["msg"] == "model ready")
+        daemon.get("/status")
+        daemon.process.send_signal(signal.SIGTERM)
+        daemon.wait_line(lambda line: line["msg"] == "stopping")
+        daemon.process.send_signal(signal.SIGTERM)
+        assert daemon.wait() == 128 + signal.SIGTERM
+
+
+def test_sigint_exits_with_0_too(tmp_path: Path) -> None:
+    daemon = Daemon(demo_config(tmp_path))
+    daemon.wait_ready()
+    assert daemon.stop(signal.SIGINT) == 0
+
+
+def test_a_stop_during_the_first_load_is_clean(tmp_path: Path) -> None:
+    with Daemon(demo_config(tmp_path)):
+        pass
+
+
+def test_subscribers_of_events_do_not_hold_up_the_end(tmp_path: Path) -> None:
+    with Daemon(demo_config(tmp_path)) as daemon:
+        daemon.wait_ready()
+        with daemon.events() as events:
+            next(iter(events))
+            assert daemon.stop() == 0
+
+
+def test_log_lines_are_json_when_nobody_reads_them_at_a_terminal(tmp_path: Path) -> None:
+    with Daemon(demo_config(tmp_path)) as daemon:
+        daemon.wait_ready()
+        daemon.request("GET", "/status")
+    assert all("raw" not in line for line in daemon.lines), daemon.lines
+    ready = next(line for line in daemon.lines if line["msg"] == "model ready")
+    assert ready["model_id"] == "demo-stories"
+    assert ready["op_id"]
+    assert ready["ms"] > 0
+
+
+def test_no_prompt_and_no_answer_is_logged(tmp_path: Path) -> None:
+    with Daemon(demo_config(tmp_path)) as daemon:
+        daemon.wait_ready()
+        answer = daemon.request("POST", "/v1/completions", {"prompt": "xyzzy-canary", "max_tokens": 20})[2]
+    assert answer["choices"][0]["text"]
+    assert "xyzzy" not in json.dumps(daemon.lines)
+
+
+def test_a_port_in_use_is_said_and_is_status_1(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = run("serve", "--config", str(demo_config(tmp_path)), "--port", str(port))
+    assert result.returncode == 1
+    assert f"port {port}" in result.stderr
+
+
+def test_bad_configuration_is_status_78_and_names_the_line(tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text("models:\n  - {id: a, path: x.gguf, n_ctx: many}\n")
+    result = run("serve", "--config", str(path))
+    assert result.returncode == 78
+    assert "bad.yaml:2: models[0].n_ctx: expected" in result.stderr
+    assert run("serve", "--config", str(tmp_path / "none.yaml")).returncode == 78
+    assert run("serve", "--config", str(demo_config(tmp_path)), MODELD_PORT="many").returncode == 78
+
+
+@pytest.mark.parametrize("arguments", [(), ("nonsense",), ("serve", "--nonsense"), ("serve", "--port", "x")])
+def test_wrong_usage_is_status_2(arguments: tuple[str, ...]) -> None:
+    result = run(*arguments)
+    assert result.returncode == 2
+    assert "usage: modeld" in result.stderr
+
+
+def test_version_and_help() -> None:
+    assert __version__ in run("--version").stdout
+    assert "serve" in run("--help").stdout
+    assert "--config" in run("serve", "--help").stdout
+
+
+def test_check_tells_one_line_a_finding(tmp_path: Path) -> None:
+    good = run("check", "--config", str(demo_config(tmp_path)))
+    assert good.returncode == 0, good.stdout
+    bad = run("check", "--config", str(demo_config(tmp_path, f"  - {{id: gone, path: {tmp_path}/gone.gguf}}\n")))
+    assert bad.returncode == 1
+    assert "gone.gguf" in bad.stdout
+
+
+def test_a_library_that_was_not_tested_is_refused(tmp_path: Path) -> None:
+    library = tmp_path / "libllama.so"
+    library.write_bytes((ROOT / "build" / "libllama.so").read_bytes())
+    result = run("serve", "--config", str(demo_config(tmp_path)), MODELD_LIBRARY=str(library))
+    assert result.returncode == 1
+    assert "libllama.stamp.json" in result.stderr
