@@ -45,7 +45,7 @@ def test_three_switches_posted_at_once_run_one_after_another(daemon: Daemon) -> 
     op_ids: dict[int, str] = {}
     with daemon.events() as events:
         next(iter(events))
-        posts = [threading.Thread(target=lambda i=i, t=t: op_ids.update({i: daemon.switch(t)})) for i, t in enumerate(targets)]  # type: ignore[misc]
+        posts = [threading.Thread(target=lambda i=i, t=t: op_ids.update({i: daemon.switch(t)})) for i, t in enumerate(targets)]
         for post in posts:
             post.start()
         for post in posts:
@@ -82,7 +82,7 @@ def test_a_stream_cut_by_a_switch_is_told_why_and_the_next_model_answers(daemon:
 
 def test_a_request_that_was_not_streaming_gets_503(daemon: Daemon) -> None:
     answers: list[tuple[int, dict[str, str], dict[str, dict[str, str]]]] = []
-    body = {"prompt": "One day", "max_tokens": 500, "ignore_eos": True}
+    body: dict[str, object] = {"prompt": "One day", "max_tokens": 500, "ignore_eos": True}
     asking = threading.Thread(target=lambda: answers.append(daemon.request("POST", "/v1/completions", body)))
     with daemon.stream("/v1/completions", body) as running:  # tells when the engine is at work
         next(iter(running))
@@ -108,7 +108,8 @@ def test_switching_to_what_is_loaded_succeeds_without_unloading(daemon: Daemon) 
 def test_an_unknown_model_is_404_and_a_bad_body_is_400(daemon: Daemon) -> None:
     assert daemon.request("POST", "/switch", {"model_id": "nope"})[2]["error"]["code"] == "model_not_found"
     assert daemon.request("POST", "/switch", {"model_id": "nope"})[0] == 404
-    for body in ({}, {"model_id": 7}, [], "x"):
+    bodies: tuple[object, ...] = ({}, {"model_id": 7}, [], "x")
+    for body in bodies:
         assert daemon.request("POST", "/switch", body)[0] == 400
 
 
