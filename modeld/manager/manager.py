@@ -58,20 +58,19 @@ class Manager:
             raise ValueError("two models of the registry have the same id")
         if default_model is not None and default_model not in self._registry:
             raise ValueError(f"default model {default_model!r} is not in the registry")
-        self._default_model = default_model
         self._open_runner = open_runner
         self._inspect = inspect
         self._life = Lifecycle(None if default_model is not None else _no_model(len(registry)), version=version)
         self._hub = EventHub(self._life.status())
+        if default_model is not None:
+            self._life.accept(default_model)  # the first op, whatever is asked for before the thread starts
         self._thread: threading.Thread | None = None
         self._held: Tenant | None = None  # opened and not closed yet, answering or not; switch thread only
 
     # -- the main thread
 
     def start(self) -> None:
-        """Start the switch thread; the load at start is its first op. Once, before any switch is accepted."""
-        if self._default_model is not None:
-            self._life.accept(self._default_model)
+        """Start the switch thread; the load at start is its first op. Once."""
         self._thread = start_thread("modeld-switch", self._run, stack_bytes=BIG_STACK_BYTES)
 
     def close(self) -> None:

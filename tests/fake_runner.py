@@ -1,0 +1,203 @@
+"""A factory of models whose every load stops where the test says, and runners that tell what was done to them."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from modeld.errors import LoadFailed, ModeldError
+from modeld.events import Event, Subscription
+from modeld.manager.manager import Manager
+from modeld.types import ChatMessage, Chunk, FileFacts, GenerateRequest, Load, LoadedModel, ModelSpec, OpState, Step, SwitchOp
+
+DEADLINE_S = 20.0  # of every wait; reaching it is a failure
+
+
+class FakeGeneration:
+    def __init__(self, model_id: str) -> None:
+        self.model_id = model_id
+        self.prompt_tokens = 3
+
+    def take(self, timeout_s: float | None) -> Chunk | None:
+        return None
+
+    def cancel(self) -> None:
+        pass
+
+
+class FakeRunner:
+    """Answers until it is closed, and keeps the reason."""
+
+    def __init__(self, spec: ModelSpec, on_death: Callable[[Exception], None]) -> None:
+        self.spec = spec
+        self.die = on_death
+        self.closed_with: ModeldError | None = None
+        self.close_error: Exception | None = None  # raised by close, if set
+        self.closed_by = ""  # name of the thread
+
+    def describe(self) -> LoadedModel:
+        spec = self.spec
+        return LoadedModel(spec.id, spec.name, str(spec.path), "fake", 1, 2, 3, 4, 5, 6, 7, 8, None, "<s>", "</s>", 0.0)
+
+    def load(self) -> Load:
+        return Load(slots_total=self.spec.n_parallel, slots_busy=1, queued=2)
+
+    def submit(self, request: GenerateRequest) -> FakeGeneration:
+        self._check()
+        return FakeGeneration(self.spec.id)
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        self._check()
+        return list(text.encode())
+
+    def detokenize(self, tokens: Sequence[int]) -> bytes:
+        self._check()
+        return bytes(tokens)
+
+    def render_chat(self, messages: Sequence[ChatMessage]) -> str:
+        self._check()
+        return "".join(message.content for message in messages)
+
+    def close(self, reason: ModeldError) -> None:
+        assert self.closed_with is None, "closed twice"
+        self.closed_with = reason
+        self.closed_by = threading.current_thread().name
+        if self.close_error is not None:
+            raise self.close_error
+
+    def _check(self) -> None:
+        if self.closed_with is not None:
+            raise self.closed_with
+
+
+class GatedLoad:
+    """One load that waits for orders; each is carried out on the loading thread before the method returns."""
+
+    def __init__(self, spec: ModelSpec, on_progress: Callable[[Step, int], bool], on_death: Callable[[Exception], None]) -> None:
+        self.spec = spec
+        self.runner = FakeRunner(spec, on_death)
+        self._on_progress = on_progress
+        self._orders: queue.Queue[Callable[[], FakeRunner | None]] = queue.Queue()
+
+    def report(self, step: Step, pct: int) -> bool:
+        """What the manager answers to that progress: True to go on."""
+        answers: queue.Queue[bool] = queue.Queue()
+
+        def order() -> None:
+            answers.put(self._on_progress(step, pct))
+
+        self._orders.put(order)
+        return answers.get(timeout=DEADLINE_S)
+
+    def finish(self) -> FakeRunner:
+        self._orders.put(lambda: self.runner)
+        return self.runner
+
+    def fail(self, error: BaseException) -> None:
+        def order() -> None:
+            raise error
+
+        self._orders.put(order)
+
+    def run(self) -> FakeRunner:
+        """On the loading thread."""
+        while True:
+            runner = self._orders.get(timeout=DEADLINE_S)()
+            if runner is not None:
+                return runner
+
+
+class FakeFactory:
+    """An OpenRunner. Loads pass at once, or, `gated`, wait for orders: take them with `next_load`, in their order."""
+
+    def __init__(self, *, gated: bool = False) -> None:
+        self.gated = gated
+        self.runners: list[FakeRunner] = []
+        self.threads: set[str] = set()
+        self._loads: queue.Queue[GatedLoad] = queue.Queue()
+        self._running = 0
+
+    def __call__(
+        self, spec: ModelSpec, on_progress: Callable[[Step, int], bool], on_death: Callable[[Exception], None]
+    ) -> FakeRunner:
+        self.threads.add(threading.current_thread().name)
+        assert self._running == 0, "two loads at once"
+        assert all(runner.closed_with is not None for runner in self.runners), "loads while another model is open"
+        self._running += 1
+        try:
+            if self.gated:
+                load = GatedLoad(spec, on_progress, on_death)
+                self._loads.put(load)
+                runner = load.run()
+            else:
+                for step in (Step.MMAP, Step.WARMUP):
+                    for pct in (0, 50, 100):
+                        if not on_progress(step, pct):
+                            raise LoadFailed("told to end")
+                runner = FakeRunner(spec, on_death)
+            self.runners.append(runner)
+            return runner
+        finally:
+            self._running -= 1
+
+    def next_load(self) -> GatedLoad:
+        return self._loads.get(timeout=DEADLINE_S)
+
+
+class Files:
+    """An Inspect whose files change when the test says."""
+
+    def __init__(self) -> None:
+        self.mtime: dict[str, int | None] = {}  # by model id; None: the file is missing
+        self.error: Exception | None = None
+
+    def __call__(self, spec: ModelSpec) -> FileFacts:
+        if self.error is not None:
+            raise self.error
+        mtime = self.mtime.get(spec.id, 1)
+        if mtime is None:
+            return FileFacts(problem="No such file or directory")
+        return FileFacts(identity=(1, 2, 3, mtime), size_bytes=3, quant="Q8_0", family="llama")
+
+
+class Follower:
+    """Reads a subscription and keeps what it has read."""
+
+    def __init__(self, subscription: Subscription) -> None:
+        self.subscription = subscription
+        self.seen: list[Event] = []
+
+    def until(self, name: str, op: SwitchOp | None = None) -> Event:
+        """The first event of that name (and op) that was or is going to be read."""
+        at = 0
+        while True:
+            while at < len(self.seen):
+                event = self.seen[at]
+                at += 1
+                if event.name == name and (op is None or event.data["op_id"] == op.op_id):
+                    return event
+            events = self.subscription.take(DEADLINE_S)
+            assert events, f"no {name} within {DEADLINE_S} s; seen: {self.seen}"
+            self.seen += events
+
+    def ended(self, op: SwitchOp) -> Event:
+        """The one event that ends the op."""
+        while not (ends := [event for event in self.of(op) if event.name in ("model_ready", "model_error")]):
+            events = self.subscription.take(DEADLINE_S)
+            assert events, f"no end of {op} within {DEADLINE_S} s; seen: {self.seen}"
+            self.seen += events
+        assert len(ends) == 1
+        return ends[0]
+
+    def of(self, op: SwitchOp) -> list[Event]:
+        return [event for event in self.seen if event.data["op_id"] == op.op_id]
+
+
+def specs(*ids: str) -> list[ModelSpec]:
+    return [ModelSpec(id=model_id, name=model_id, path=Path("/models") / f"{model_id}.gguf") for model_id in ids]
+
+
+def end_state(manager: Manager, op: SwitchOp) -> OpState:
+    return manager.op(op.op_id).state
