@@ -218,7 +218,7 @@ class Engine:
         for sequence in sequences:
             if sequence.sampler is not None:
                 sequence.sampler.close()
-            sequence.stream.put("", 0, Failed(reason))
+            sequence.stream.put("", 0, Failed(copy.copy(reason)))  # each handler raises its own
         with self._inbox:
             self._n_open -= len(sequences)
             self._n_busy = 0
