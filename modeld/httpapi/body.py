@@ -13,7 +13,11 @@ _MAX_TRAILERS = 20
 # Extensions mean nothing to us and are skipped (RFC 9112 7.1.1), but their characters are checked: a bare CR or LF in
 # them is how one parser's extension becomes another's request.
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,8})(?:[ \t]*;[\t\x20-\x7e]*)?")
-_TRAILER = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*")
+_TRAILER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[\t\x20-\x7e\x80-\xff]*")
+# RFC 9110 6.5.1: what frames or routes a message has no place behind it.
+_NO_TRAILERS = frozenset(
+    {b"content-length", b"transfer-encoding", b"host", b"trailer", b"connection", b"content-type", b"expect"}
+)
 
 
 class Source(Protocol):
@@ -65,6 +69,9 @@ def _read_chunked(source: Source, max_bytes: int, deadline: float) -> bytes:
         line = source.read_line(_MAX_LINE_BYTES, deadline)
         if not line:
             return bytes(body)
-        if not _TRAILER.fullmatch(line):
+        match = _TRAILER.fullmatch(line)
+        if match is None:
             raise InvalidRequest("a trailer line does not read: name, colon, value (RFC 9112 section 7.1.2)")
+        if match[1].lower() in _NO_TRAILERS:
+            raise InvalidRequest(f"{match[1].decode()} is not allowed as a trailer (RFC 9110 section 6.5.1)")
     raise InvalidRequest(f"the body has more than {_MAX_TRAILERS} trailer fields")

@@ -16,12 +16,12 @@ from collections.abc import Callable, Iterator
 from email.utils import formatdate
 from typing import Protocol
 
-from modeld.errors import InternalError, ModeldError, RequestCancelled
+from modeld.errors import InternalError, ModeldError, RequestCancelled, RequestTimeout
 from modeld.httpapi import schema
 from modeld.httpapi.body import check_length, read_body
 from modeld.httpapi.connection import Connection, Disconnected
 from modeld.httpapi.head import RequestHead, parse_head
-from modeld.httpapi.message import Request, Response, StreamResponse, encode_head, json_response
+from modeld.httpapi.message import LAST_FRAME, Request, Response, StreamResponse, encode_head, json_response
 from modeld.httpapi.router import Route, match
 from modeld.httpapi.service import Service
 from modeld.httpapi.watch import ClientWatch
@@ -32,7 +32,6 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _CLIENT_GONE = 499  # nginx's word for it; only in the log
 _LOGGED_TARGET_CHARS = 512
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-_LAST_CHUNK = b"0\r\n\r\n"
 
 
 class Exchange:
@@ -64,9 +63,7 @@ class Exchange:
             response = self._answer(raw_head)
             keep = self._may_keep(response)
             self._send(response, keep)
-            if keep and self._unread_bytes:
-                self._connection.skip(self._unread_bytes, time.monotonic() + self._limits.body_s)
-            return keep
+            return keep and self._skip_unread()
         except Disconnected:
             self._status = _CLIENT_GONE
             raise
@@ -75,6 +72,14 @@ class Exchange:
             if self._on_gone is not None and not self._finished:
                 self._on_gone()
             self._log(raw_head, time.perf_counter() - start_s, self._connection.sent_bytes - sent_before)
+
+    def _skip_unread(self) -> bool:
+        """Read the rest of the body away; False where it does not come."""
+        try:
+            self._connection.skip(self._unread_bytes, time.monotonic() + self._limits.body_s)
+        except RequestTimeout:
+            return False
+        return True
 
     def refuse(self, error: ModeldError) -> None:
         """Answer something that is no request: a head that did not come, or came wrong, or one connection too many."""
@@ -181,11 +186,14 @@ class Exchange:
             self._connection.send(head)
             return
         pending = head  # goes out with the first frames
+        ended = False
         for frames in self._frames(response):
+            # The chunk of an empty frame is the one that ends the body (RFC 9112 7.1).
             self._connection.send(pending + b"".join(map(_chunk, frames) if chunked else frames))
             pending = b""
-        if pending or chunked:
-            self._connection.send(pending + (_LAST_CHUNK if chunked else b""))
+            ended = frames[-1] == LAST_FRAME
+        if pending or (chunked and not ended):
+            self._connection.send(pending + (_chunk(LAST_FRAME) if chunked else b""))
 
     def _frames(self, response: StreamResponse) -> Iterator[tuple[bytes, ...]]:
         try:
@@ -220,7 +228,12 @@ class Exchange:
             method, target = "-", raw_head.partition(b"\r\n")[0].decode("latin-1")
         log.info(
             "method=%s target=%s status=%d ms=%.1f bytes=%d request_id=%s",
-            method[:32], json.dumps(target[:_LOGGED_TARGET_CHARS]), self._status, seconds * 1000, n_bytes, self._request_id,
+            method[:32],
+            json.dumps(target[:_LOGGED_TARGET_CHARS]),
+            self._status,
+            seconds * 1000,
+            n_bytes,
+            self._request_id,
         )
 
 

@@ -19,6 +19,7 @@ from modeld.errors import (
 )
 
 END = b"\r\n\r\n"
+MAX_LINE_BYTES = 8190
 
 # RFC 9112 2.2 and 5, RFC 9110 5.5: lines end in CRLF; other controls, NUL among them, have no place in a head. A CR at
 # the very end may still get its LF from the next packet.
@@ -29,7 +30,8 @@ _REQUEST_LINE = re.compile(rf"({_NAME}) ([\x21-\x7e]+) HTTP/([0-9])\.([0-9])")  
 _FIELD = re.compile(rf"({_NAME}):[ \t]*((?:[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?)[ \t]*")
 _PATH = re.compile(r"/(?:[A-Za-z0-9\-._~!$&'()*+,;=:@/]|%[0-9A-Fa-f]{2})*")  # RFC 3986 3.3
 _QUERY = re.compile(r"(?:[A-Za-z0-9\-._~!$&'()*+,;=:@/?]|%[0-9A-Fa-f]{2})*")
-_AUTHORITY = re.compile(r"(?:\[[0-9A-Fa-f:.]{2,45}\]|(?:[A-Za-z0-9\-._~!$&'()*+,;=]|%[0-9A-Fa-f]{2}){1,255})(?::[0-9]{0,5})?")
+# Narrower than RFC 3986's reg-name: no host has commas or blanks in its name, but two Host fields that a proxy joined do.
+_AUTHORITY = re.compile(r"(?:\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._~-]{1,255})(?::[0-9]{0,5})?")
 _LENGTH = re.compile(r"[0-9]{1,10}")
 _ABSOLUTE = re.compile(r"https?://([^/?]*)(.*)", re.IGNORECASE)
 
@@ -87,7 +89,10 @@ def parse_head(raw: bytes, max_fields: int = 100) -> RequestHead:
     method, target, minor = _parse_request_line(request_line)
     if len(lines) > max_fields:
         raise HeadersTooLarge(f"the request has {len(lines)} header fields, {max_fields} are allowed")
+    if any(len(line) > MAX_LINE_BYTES for line in (request_line, *lines)):
+        raise HeadersTooLarge(f"a line of the request head is longer than {MAX_LINE_BYTES} bytes")
     fields = tuple(_parse_field(line) for line in lines)
+    _check_single(fields)
     authority, path, query = _parse_target(method, target)
     host = _host(fields, authority, minor)
     content_length, chunked = _framing(fields, minor)
@@ -123,6 +128,14 @@ def _parse_field(line: str) -> tuple[str, str]:
         # Among them lines folded onto the next (RFC 9112 5.2) and a blank before the colon (5.1).
         raise InvalidRequest(f"header line {line[:80]!r} does not read: name, colon, value (RFC 9112 section 5)")
     return match[1].lower(), match[2]
+
+
+def _check_single(fields: tuple[tuple[str, str], ...]) -> None:
+    """Fields that decide whether a request is allowed: given twice, we might judge one and a proxy have judged the other."""
+    names = [name for name, _ in fields]
+    for name in ("content-type", "authorization", "origin"):
+        if names.count(name) > 1:
+            raise InvalidRequest(f"the request has {names.count(name)} {name} fields; one is allowed")
 
 
 def _parse_target(method: str, target: str) -> tuple[str | None, str, str]:

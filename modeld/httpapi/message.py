@@ -17,6 +17,8 @@ from modeld.httpapi.limits import Limits
 # own (http.server's send_header lets it through).
 _FIELD_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 
+LAST_FRAME = b""  # may follow the last frame of a stream in the same write; saves a write and a packet
+
 
 @dataclass(frozen=True, slots=True)
 class Request:

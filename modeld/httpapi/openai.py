@@ -16,7 +16,7 @@ from json.encoder import encode_basestring_ascii as encode_text
 from modeld.errors import ModelLoading, ModelNotFound, NoModel
 from modeld.httpapi import parameters, schema, sse
 from modeld.httpapi.fields import Fields
-from modeld.httpapi.message import Request, Response, StreamResponse, json_response
+from modeld.httpapi.message import LAST_FRAME, Request, Response, StreamResponse, json_response
 from modeld.httpapi.parameters import CompletionRequest
 from modeld.httpapi.service import Generation, Service
 from modeld.httpapi.strictjson import parse_object
@@ -126,14 +126,17 @@ def _generate(request: Request, service: Service, asked: CompletionRequest, shap
     if not asked.stream:
         text, finished = _collect(generation)
         choice = {"index": 0, **shape.whole_choice(text), "logprobs": None, "finish_reason": finished.reason}
-        return json_response(200, {
-            "id": answer_id,
-            "object": shape.whole_object,
-            "created": created,
-            "model": generation.model_id,
-            "choices": [choice],
-            "usage": _usage_json(finished.usage),
-        })
+        return json_response(
+            200,
+            {
+                "id": answer_id,
+                "object": shape.whole_object,
+                "created": created,
+                "model": generation.model_id,
+                "choices": [choice],
+                "usage": _usage_json(finished.usage),
+            },
+        )
     first = generation.take(None)
     assert first is not None  # without a timeout there is something
     if isinstance(first.end, Failed):
@@ -199,7 +202,7 @@ def _stream_writes(generation: Generation, first: Chunk, frames: _Frames, heartb
             write = opening + ((frames.text(chunk.text),) if chunk.text else ())
             opening = ()
             if isinstance(chunk.end, Finished):
-                yield write + frames.last(chunk.end)
+                yield (*write, *frames.last(chunk.end), LAST_FRAME)
                 return
             if write:
                 yield write

@@ -100,9 +100,7 @@ def _message(item: object, path: str) -> ChatMessage:
     message = Fields(item, path)
     role = message.required_string("role")
     if role not in _ROLES:
-        raise InvalidRequest(
-            f"{path}.role is {brief(role)}; supported are {', '.join(_ROLES)}", param=message.name_of("role")
-        )
+        raise InvalidRequest(f"{path}.role is {brief(role)}; supported are {', '.join(_ROLES)}", param=message.name_of("role"))
     for member in ("tool_calls", "function_call", "audio"):
         if message.get(member):
             raise _unsupported(message.name_of(member))

@@ -41,7 +41,6 @@ class HttpServer:
         """Bind and listen; port 0 takes a free one. Raises OSError where the address cannot be had."""
         self._service = service
         self._limits = limits or Limits()
-        self._watch = ClientWatch()
         self._cond = threading.Condition()
         # Guards all below. Notified when a connection ends.
         self._connections: dict[Connection, bool] = {}  # -> whether a request is being answered
@@ -52,12 +51,12 @@ class HttpServer:
         self._numbers = itertools.count(1)
         self._accept_thread: threading.Thread | None = None
         self._listener = _Listener(self, host, port)
+        self._watch = ClientWatch()
 
     @property
     def address(self) -> tuple[str, int]:
         """Host and port as bound."""
-        host, port = self._listener.socket.getsockname()[:2]
-        return host, port
+        return self._listener.server_name, self._listener.server_port
 
     @property
     def url(self) -> str:
@@ -206,7 +205,7 @@ class _Listener(http.server.ThreadingHTTPServer):
         try:
             super().__init__(address, _unused_handler)
         except BaseException:
-            os.close(self._reserve)
+            self._close_reserve()
             raise
         # A client that resets before accept would leave a blocking accept, and with it the shutdown, waiting.
         self.socket.setblocking(False)
@@ -234,9 +233,7 @@ class _Listener(http.server.ThreadingHTTPServer):
 
     def server_close(self) -> None:
         super().server_close()
-        if self._reserve >= 0:
-            os.close(self._reserve)
-            self._reserve = -1
+        self._close_reserve()
 
     def _shed(self, error: OSError) -> None:
         """Out of descriptors the waiting connection stays readable and accept would spin: take it with a descriptor
@@ -246,14 +243,17 @@ class _Listener(http.server.ThreadingHTTPServer):
         if now - self._shed_logged_s >= _SHED_LOG_EVERY_S:
             self._shed_logged_s = now
             log.error("cannot accept: %s; dropping connections until there are descriptors again", error)
-        if self._reserve >= 0:
-            os.close(self._reserve)
-            self._reserve = -1
+        self._close_reserve()
         with contextlib.suppress(OSError):
             self.socket.accept()[0].close()
         with contextlib.suppress(OSError):
             self._reserve = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         self.stopping.wait(_SHED_PAUSE_S)
+
+    def _close_reserve(self) -> None:
+        if self._reserve >= 0:
+            os.close(self._reserve)
+            self._reserve = -1
 
 
 def _unused_handler(*_: Any) -> Any:

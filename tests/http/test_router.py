@@ -1,0 +1,62 @@
+"""Which route answers a method and a path. Pure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from modeld.errors import InvalidRequest, MethodNotAllowed, NotFound
+from modeld.httpapi.router import ROUTES, match
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "route", "params"),
+    [
+        ("GET", "/status", "/status", {}),
+        ("HEAD", "/status", "/status", {}),
+        ("GET", "/%73tatus", "/status", {}),
+        ("GET", "/ops/a-1", "/ops/{op_id}", {"op_id": "a-1"}),
+        ("GET", "/v1/models/qwen:0.5b", "/v1/models/{model_id}", {"model_id": "qwen:0.5b"}),
+        ("GET", "/v1/models/qwen%3A0.5b", "/v1/models/{model_id}", {"model_id": "qwen:0.5b"}),
+        ("GET", "/v1/models/org%2Fname", "/v1/models/{model_id}", {"model_id": "org/name"}),
+        ("POST", "/v1/chat/completions", "/v1/chat/completions", {}),
+    ],
+)
+def test_a_route_is_found(method, path, route, params):
+    found, found_params = match(method, path)
+    assert (found.path, dict(found_params)) == (route, params)
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "*", "/status/", "//status", "/Status", "/ops", "/ops/", "/ops/a/b", "/./status", "/v1/../status"]
+)
+def test_other_paths_are_404(path):
+    with pytest.raises(NotFound):
+        match("GET", path)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allow"),
+    [
+        ("POST", "/status", ("GET", "HEAD")),
+        ("GET", "/switch", ("POST",)),
+        ("OPTIONS", "/switch", ("POST",)),
+        ("HEAD", "/switch", ("POST",)),
+    ],
+)
+def test_a_known_path_with_another_verb_says_what_is_allowed(method, path, allow):
+    with pytest.raises(MethodNotAllowed) as caught:
+        match(method, path)
+    assert caught.value.allow == allow
+
+
+def test_a_path_that_is_not_utf_8_is_400():
+    with pytest.raises(InvalidRequest):
+        match("GET", "/ops/%ff")
+
+
+def test_every_route_is_documented():
+    text = (Path(__file__).resolve().parents[2] / "docs" / "http.md").read_text()
+    missing = [f"{route.method} {route.path}" for route in ROUTES if f"`{route.method} {route.path}`" not in text]
+    assert not missing

@@ -1,0 +1,516 @@
+"""The server as a peer of raw bytes: framing, limits, deadlines, clients that leave, a clean end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import resource
+import socket
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from fake_service import LOADED, FakeService
+from raw_client import RawClient, data_frames
+
+from modeld.errors import ModelSwitched, ShuttingDown
+from modeld.httpapi.limits import Limits
+from modeld.httpapi.server import HttpServer
+from modeld.types import Failed, Finished, Usage
+
+STREAM = {"prompt": "x", "stream": True}
+POST_SWITCH = "POST /switch HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\n"
+Connect = Callable[[], RawClient]
+
+
+def with_limits(**changes: float) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("limits", [Limits(**changes)], ids=[",".join(changes)])  # type: ignore[arg-type]
+
+
+# -- framing
+
+
+def test_a_connection_is_kept_and_requests_may_be_pipelined(client: RawClient):
+    client.send("GET /livez HTTP/1.1\r\nHost: h\r\n\r\n" * 3 + "\r\nGET /status HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
+    assert [client.answer().status for _ in range(4)] == [200] * 4
+    assert client.is_closed()
+
+
+def test_http_1_0_is_closed_unless_it_asks_to_be_kept(connect: Connect):
+    answer = connect().request("GET", "/livez", version="1.0")
+    assert answer.fields["connection"] == "close"
+    client = connect()
+    assert client.request("GET", "/livez", None, "Connection: keep-alive", version="1.0").fields["connection"] == "keep-alive"
+    assert client.request("GET", "/livez", version="1.0").status == 200
+    assert client.is_closed()
+
+
+def test_a_stream_for_http_1_0_has_no_chunks_and_ends_with_the_connection(client: RawClient):
+    answer = client.request("POST", "/v1/completions", STREAM, "Connection: keep-alive", version="1.0")
+    assert "transfer-encoding" not in answer.fields
+    assert answer.fields["connection"] == "close"
+    assert data_frames(answer.body)[-1] == "[DONE]"
+
+
+@pytest.mark.parametrize("path", ["/status", "/v1/models", "/nothing"])
+def test_head_is_get_without_its_body(client: RawClient, path):
+    whole = client.request("GET", path)
+    head = client.request("HEAD", path)
+    assert head.status == whole.status
+    assert head.fields["content-type"] == whole.fields["content-type"]
+    assert abs(int(head.fields["content-length"]) - len(whole.body)) < 3  # uptime
+    assert client.request("GET", "/livez").status == 200
+
+
+def test_head_of_the_events_leaves_no_subscriber(client: RawClient, service: FakeService):
+    assert client.request("HEAD", "/events").fields["content-type"] == "text/event-stream"
+    assert client.request("GET", "/livez").status == 200
+    assert not service.hub._subscribers
+
+
+def test_a_wrong_verb_is_405_with_allow(client: RawClient):
+    answer = client.request("DELETE", "/status")
+    assert (answer.status, answer.fields["allow"], answer.code) == (405, "GET, HEAD", "method_not_allowed")
+    answer = client.request("BREW", "/switch")
+    assert (answer.status, answer.fields["allow"]) == (405, "POST")
+    assert client.request("GET", "/switch").status == 405
+    assert client.request("get", "/status").status == 405
+
+
+def test_chunked_requests_are_read_and_the_connection_kept(client: RawClient, service: FakeService):
+    client.send(
+        "POST /v1/completions HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+        '6;x=1\r\n{"prom\r\n8\r\npt":"q"}\r\n0\r\nX-Trailer: 1\r\n\r\nGET /livez HTTP/1.1\r\nHost: h\r\n\r\n'
+    )
+    assert client.answer().status == 200
+    assert client.answer().status == 200
+    assert service.generation().request.prompt == "q"
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        ("GET /livez HTTP/1.1", 400),
+        ("GET /livez HTTP/1.1\r\nHost: a\r\nHost: b", 400),
+        ("GET /livez HTTP/2.0\r\nHost: h", 505),
+        ("GET /livez\r\nHost: h", 400),
+        ("GET /livez HTTP/1.1\nHost: h\n", 400),
+        ("GET /livez HTTP/1.1\r\nHost: h\r\n folded", 400),
+        ("GET /livez HTTP/1.1\r\nHost : h", 400),
+        ("GET /livez HTTP/1.1\r\nHost: h\r\nX: \x00", 400),
+        ("POST /switch HTTP/1.1\r\nHost: h\r\nContent-Length: +1", 400),
+        ("POST /switch HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\nContent-Length: 1", 400),
+        ("POST /switch HTTP/1.1\r\nHost: h\r\nContent-Length: 6\r\nTransfer-Encoding: chunked", 400),
+        ("POST /switch HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: gzip, chunked", 501),
+        ("POST /switch HTTP/1.0\r\nTransfer-Encoding: chunked", 400),
+        ("POST /switch HTTP/1.1\r\nHost: h\r\nExpect: tea", 417),
+    ],
+)
+def test_what_follows_a_refused_head_is_never_a_request(client: RawClient, head, status):
+    client.send(head + "\r\n\r\n0\r\n\r\nGET /status HTTP/1.1\r\nHost: h\r\n\r\n")
+    answer = client.answer()
+    assert (answer.status, answer.fields["connection"]) == (status, "close")
+    assert answer.json["error"]["type"] == "invalid_request_error"
+    assert answer.fields["x-request-id"]
+    assert client.is_closed()
+
+
+def test_a_wrong_chunk_closes_the_connection(client: RawClient):
+    client.send(POST_SWITCH + "Transfer-Encoding: chunked\r\n\r\n3\r\nabcGET /status HTTP/1.1\r\nHost: h\r\n\r\n")
+    assert client.answer().status == 400
+    assert client.is_closed()
+
+
+def test_an_absolute_target_is_a_path_on_this_server(client: RawClient):
+    assert client.request("GET", "http://anything:1/livez").status == 200
+
+
+def test_a_short_unread_body_is_read_away(client: RawClient):
+    body = b"GET /status HTTP/1.1\r\nHost: h\r\n\r\n" * 100
+    answer = client.request("POST", "/nothing", body)
+    assert answer.status == 404
+    assert "connection" not in answer.fields
+    assert client.request("GET", "/livez").status == 200
+
+
+def test_a_long_unread_body_closes_but_the_answer_arrives(client: RawClient):
+    answer = client.request("POST", "/nothing", b" " * 900_000)
+    assert (answer.status, answer.fields["connection"]) == (404, "close")
+    assert client.is_closed()
+
+
+def test_a_body_over_the_cap_is_413_and_the_answer_arrives(connect: Connect):
+    answer = connect().request("POST", "/switch", b" " * ((1 << 20) + 1))
+    assert (answer.status, answer.code, answer.fields["connection"]) == (413, "payload_too_large", "close")
+    client = connect().send(POST_SWITCH + "Transfer-Encoding: chunked\r\n\r\n100001\r\n")
+    assert client.answer().status == 413
+
+
+def test_a_post_needs_json_for_its_type(client: RawClient):
+    body = '{"model_id":"other"}'
+    rest = f"Content-Length: {len(body)}\r\n\r\n{body}"
+    for content_type in ("", "Content-Type: text/plain\r\n", "Content-Type: application/x-www-form-urlencoded\r\n"):
+        answer = client.send(f"POST /switch HTTP/1.1\r\nHost: h\r\n{content_type}{rest}").answer()
+        assert (answer.status, answer.code) == (415, "unsupported_media_type")
+    client.send("POST /switch HTTP/1.1\r\nHost: h\r\nContent-Type: Application/JSON; charset=utf-8\r\n" + rest)
+    assert client.answer().status == 202
+
+
+# -- Expect
+
+
+def test_continue_is_sent_once_the_head_is_accepted(client: RawClient):
+    client.send(POST_SWITCH + "Content-Length: 20\r\nExpect: 100-continue\r\n\r\n")
+    assert client.answer().status == 100
+    client.send('{"model_id":"other"}')
+    assert client.answer().status == 202
+    assert client.request("GET", "/livez").status == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "status"),
+    [
+        ("/nothing", "Content-Type: application/json\r\nContent-Length: 20", 404),
+        ("/status", "Content-Type: application/json\r\nContent-Length: 20", 405),
+        ("/switch", "Content-Length: 20", 415),
+        ("/switch", "Content-Type: application/json\r\nContent-Length: 99999999", 413),
+    ],
+)
+def test_continue_is_not_sent_for_what_is_refused_anyway(client: RawClient, path, fields, status):
+    client.send(f"POST {path} HTTP/1.1\r\nHost: h\r\n{fields}\r\nExpect: 100-continue\r\n\r\n")
+    answer = client.answer()
+    assert (answer.status, answer.fields["connection"]) == (status, "close")
+    assert client.is_closed()
+
+
+# -- ids, log, errors
+
+
+def test_a_well_formed_request_id_is_kept_another_is_replaced(client: RawClient):
+    assert client.request("GET", "/livez", None, "X-Request-Id: a.B_c-9").fields["x-request-id"] == "a.B_c-9"
+    for bad in ("a b", "x" * 129, "é", "a;b", ""):
+        given = client.request("GET", "/livez", None, f"X-Request-Id: {bad}").fields["x-request-id"]
+        assert given
+        assert given != bad
+
+
+def test_one_log_line_a_request_with_a_safe_target(client: RawClient, caplog):
+    caplog.set_level(logging.INFO, "modeld.http")
+    client.request("GET", "/" + "a" * 2000, None, "X-Request-Id: req-1")
+    client.request("GET", "/livez", None, "Connection: close")
+    assert client.is_closed()
+    first, second = [record.getMessage() for record in caplog.records if record.name == "modeld.http"]
+    assert f'method=GET target="/{"a" * 511}" status=404 ' in first
+    assert first.endswith("request_id=req-1")
+    assert 'target="/livez" status=200' in second
+
+
+def test_a_refused_head_is_logged_without_its_control_characters(client: RawClient, caplog):
+    caplog.set_level(logging.INFO, "modeld.http")
+    client.send('GET /"\\ x\x80 HTTP/1.1\r\nHost: h\r\n\r\n')
+    assert client.answer().status == 400
+    assert client.is_closed()
+    message = caplog.records[-1].getMessage()
+    assert message.isascii()
+    assert json.dumps('GET /"\\ x\x80 HTTP/1.1') in message
+
+
+def test_a_fault_of_ours_says_nothing_but_the_request_id(client: RawClient, service: FakeService, caplog):
+    service.raises = KeyError("secret")
+    answer = client.request("GET", "/status", None, "X-Request-Id: req-9")
+    assert (answer.status, answer.code) == (500, "internal_error")
+    assert "req-9" in answer.json["error"]["message"]
+    assert b"secret" not in answer.body
+    assert any("secret" in (record.exc_text or "") for record in caplog.records)
+    assert client.request("GET", "/livez").status == 200  # also proves that livez asks nobody
+
+
+def test_no_version_is_told(client: RawClient):
+    assert client.request("GET", "/livez").fields["server"] == "modeld"
+
+
+# -- deadlines
+
+
+@with_limits(head_s=0.3, linger_s=0.1)
+def test_a_slow_head_is_closed_at_its_deadline_however_it_trickles(client: RawClient):
+    start = time.monotonic()
+    trickle = "GET /livez HTTP/1.1\r\nX: " + "a" * 1000
+    sent = 0
+    client.sock.settimeout(0.02)
+    while time.monotonic() - start < 10:
+        client.sock.send(trickle[sent].encode())
+        sent += 1
+        try:
+            client.buffer += client.sock.recv(1000)
+            break
+        except TimeoutError:
+            continue
+    assert 0.3 <= time.monotonic() - start < 2
+    assert 3 < sent < 100
+    client.sock.settimeout(10)
+    answer = client.answer()
+    assert (answer.status, answer.code) == (408, "request_timeout")
+
+
+@with_limits(head_s=0.2, linger_s=0.1)
+def test_a_connection_that_says_nothing_is_closed_without_a_word(client: RawClient):
+    assert client.rest() == b""
+
+
+@with_limits(idle_s=0.2, linger_s=0.1)
+def test_a_kept_connection_that_idles_is_closed(client: RawClient):
+    assert client.request("GET", "/livez").status == 200
+    assert client.rest() == b""
+
+
+@with_limits(body_s=0.2, linger_s=0.1)
+def test_a_slow_body_is_408(client: RawClient):
+    client.send(POST_SWITCH + "Content-Length: 20\r\n\r\n{")
+    assert client.answer().status == 408
+    assert client.is_closed()
+
+
+@with_limits(body_s=0.2, linger_s=0.1)
+def test_an_unread_body_that_does_not_come_closes_the_connection(client: RawClient):
+    client.send("POST /nothing HTTP/1.1\r\nHost: h\r\nContent-Length: 20\r\n\r\n")
+    assert client.answer().status == 404
+    assert client.is_closed()
+
+
+@with_limits(head_bytes=1000)
+def test_a_head_over_its_bound_is_431(client: RawClient):
+    answer = client.request("GET", "/livez", None, "X: " + "a" * 1000)
+    assert (answer.status, answer.code) == (431, "headers_too_large")
+    assert client.is_closed()
+
+
+@with_limits(send_s=0.3)
+def test_a_reader_that_stalls_is_cut_and_its_generation_cancelled(client: RawClient, service: FakeService):
+    service.script = None
+    client.post_only("POST", "/v1/completions", STREAM)
+    generation = service.generation()
+    generation.feed("x" * 30_000_000)  # more than the buffers of both kernels hold
+    assert generation.cancelled.wait(10)
+
+
+# -- clients that leave
+
+
+@pytest.mark.parametrize("leave", ["close", "reset", "half_close"])
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_client_that_leaves_cancels_its_generation_while_no_byte_is_written(client, service, leave, stream, begun):
+    service.script = ["Hello"] if begun else None
+    client.post_only("POST", "/v1/chat/completions", {"messages": [{"role": "user", "content": "q"}], "stream": stream})
+    generation = service.generation()
+    if begun and stream:
+        assert b"Hello" in client.until(b"Hello")
+    start = time.monotonic()
+    getattr(client, leave)()
+    assert generation.cancelled.wait(5)
+    assert time.monotonic() - start < 1
+
+
+def test_a_client_that_left_behind_pipelined_bytes_is_noticed(client: RawClient, service: FakeService):
+    service.script = None
+    client.post_only("POST", "/v1/completions", {"prompt": "x"})
+    generation = service.generation()
+    client.send("GET /livez HTTP/1.1\r\nHost: h\r\n\r\n")
+    client.close()
+    assert generation.cancelled.wait(1)
+
+
+@pytest.mark.parametrize("leave", ["close", "reset", "half_close"])
+def test_a_subscriber_that_leaves_is_unsubscribed(client: RawClient, service: FakeService, leave):
+    client.post_only("GET", "/events")
+    client.until(b"event: snapshot")
+    (subscription,) = service.subscriptions
+    getattr(client, leave)()
+    with service.hub._cond:
+        assert service.hub._cond.wait_for(lambda: subscription not in service.hub._subscribers, 1)
+
+
+# -- errors in generations
+
+
+def test_an_error_before_the_first_byte_is_a_status(client: RawClient, service: FakeService):
+    for stream in (True, False):
+        service.script = [Failed(ModelSwitched("the model was switched", retry_after_s=2))]
+        answer = client.request("POST", "/v1/completions", {"prompt": "x", "stream": stream})
+        assert (answer.status, answer.code, answer.fields["retry-after"]) == (503, "model_switched", "2")
+        assert answer.fields["x-model-id"] == LOADED.id
+    assert client.request("GET", "/livez").status == 200
+
+
+def test_an_error_in_a_stream_is_a_frame_and_no_done(client: RawClient, service: FakeService):
+    service.script = ["Hello", Failed(ModelSwitched("the model was switched"))]
+    answer = client.request("POST", "/v1/completions", STREAM)
+    assert answer.status == 200
+    frames = data_frames(answer.body)
+    assert frames[0]["choices"][0]["text"] == "Hello"
+    assert frames[-1]["error"]["code"] == "model_switched"
+    assert b"[DONE]" not in answer.body
+    assert client.request("GET", "/livez").status == 200
+
+
+def test_a_fault_in_a_stream_is_an_internal_error_frame(client: RawClient, service: FakeService):
+    service.script = ["Hello", Failed(KeyError("secret"))]
+    answer = client.request("POST", "/v1/completions", STREAM)
+    assert data_frames(answer.body)[-1]["error"]["code"] == "internal_error"
+    assert b"secret" not in answer.body
+
+
+@with_limits(heartbeat_s=0.05)
+def test_a_silent_stream_is_kept_open_by_comments_but_only_once_it_has_begun(client: RawClient, service: FakeService):
+    service.script = None
+    client.post_only("POST", "/v1/completions", STREAM)
+    generation = service.generation()
+    client.sock.settimeout(0.3)
+    with pytest.raises(TimeoutError):
+        client.sock.recv(1)
+    client.sock.settimeout(10)
+    generation.feed("Hello")
+    client.until(b": keep-alive\n\n")
+    client.until(b": keep-alive\n\n")
+    generation.finish()
+    client.until(b"[DONE]")
+
+
+# -- bounds and the end
+
+
+@with_limits(connections=2)
+def test_one_connection_too_many_is_503_and_freed_places_are_used_again(connect: Connect):
+    first, second = connect(), connect()
+    assert first.request("GET", "/livez").status == 200
+    assert second.request("GET", "/livez").status == 200
+    answer = connect().answer()
+    assert (answer.status, answer.code, answer.fields["retry-after"]) == (503, "too_many_connections", "1")
+    first.request("GET", "/livez", None, "Connection: close")
+    assert first.is_closed()
+    first.close()
+    deadline = time.monotonic() + 5
+    while True:
+        answer = connect().request("GET", "/livez", None, "Connection: close")
+        if answer.status == 200:
+            break
+        assert time.monotonic() < deadline
+
+
+def test_out_of_descriptors_connections_are_dropped_and_accept_does_not_spin(server: HttpServer, connect: Connect):
+    clients = [socket.socket() for _ in range(3)]
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken: list[int] = []
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(256, hard), hard))
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.open(os.devnull, os.O_RDONLY))
+        cpu_before = time.process_time()
+        for client in clients:
+            client.settimeout(10)
+            client.connect(server.address)
+            assert client.recv(1) == b""
+            client.close()
+            taken.append(os.open(os.devnull, os.O_RDONLY))  # what the client gave back
+        assert time.process_time() - cpu_before < 0.5
+    finally:
+        for fd in taken:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert connect().request("GET", "/livez").status == 200
+
+
+def test_many_clients_at_once(server: HttpServer):
+    def ask(_: int) -> int:
+        client = RawClient(server.address)
+        try:
+            return sum(client.request("POST", "/v1/completions", STREAM).status for _ in range(5))
+        finally:
+            client.close()
+
+    with ThreadPoolExecutor(16) as pool:
+        assert list(pool.map(ask, range(64))) == [1000] * 64
+
+
+def test_close_ends_idle_connections_at_once(server: HttpServer, connect: Connect):
+    client = connect()
+    client.request("GET", "/livez")
+    silent = connect()
+    start = time.monotonic()
+    server.close(10)
+    assert time.monotonic() - start < 3
+    assert client.is_closed()
+    assert silent.is_closed()
+    with pytest.raises(OSError):  # noqa: PT011  refused or reset, as the kernel likes
+        connect()
+
+
+def test_close_lets_streams_end_with_their_error_frame(server, service, client, connect):
+    service.script = ["Hello"]
+    client.post_only("POST", "/v1/completions", STREAM)
+    client.until(b"Hello")
+    events = connect()
+    events.post_only("GET", "/events")
+    events.until(b"event: snapshot")
+    closer = threading.Thread(target=server.close, args=(10.0,))
+    closer.start()
+    service.hub.close()
+    service.generation().fail(ShuttingDown("the daemon is stopping"))
+    rest = client.rest()
+    closer.join(10)
+    assert not closer.is_alive()
+    assert b'"code": "shutting_down"' in rest
+    assert rest.endswith(b"0\r\n\r\n")
+    assert b"[DONE]" not in rest
+    assert events.rest().endswith(b"0\r\n\r\n")
+
+
+def test_close_cuts_what_does_not_end(server: HttpServer, service: FakeService, client: RawClient):
+    service.script = ["Hello"]
+    client.post_only("POST", "/v1/completions", STREAM)
+    client.until(b"Hello")
+    server.close(0.1)
+    assert service.generation().cancelled.is_set()
+    server.close(0.1)  # once more does nothing
+
+
+def test_a_running_answer_is_finished_while_closing(server: HttpServer, service: FakeService, client: RawClient):
+    service.script = None
+    client.post_only("POST", "/v1/completions", {"prompt": "x"})
+    generation = service.generation()
+    closer = threading.Thread(target=server.close, args=(10.0,))
+    closer.start()
+    generation.feed("done", Finished("stop", Usage(1, 1)))
+    answer = client.answer()
+    closer.join(10)
+    assert answer.json["choices"][0]["text"] == "done"
+
+
+def test_ipv6_is_listened_to(service: FakeService):
+    try:
+        server = HttpServer(service, "::1", 0)
+    except OSError:
+        pytest.skip("this host has no IPv6 loopback")
+    server.start()
+    try:
+        assert server.url.startswith("http://[::1]:")
+        client = RawClient(server.address)
+        assert client.request("GET", "/livez").status == 200
+        client.close()
+    finally:
+        server.close(5)
+
+
+def test_a_server_that_was_never_started_closes(service: FakeService):
+    HttpServer(service, "127.0.0.1", 0).close(1)
+
+
+def test_an_address_in_use_is_an_os_error(server: HttpServer, service: FakeService):
+    with pytest.raises(OSError, match="in use"):
+        HttpServer(service, *server.address)
