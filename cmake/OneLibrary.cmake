@@ -25,7 +25,7 @@ function (one_library name)
     static_libraries_below("${LLAMA_DIR}/ggml/src" archives)
     list(PREPEND archives llama)
 
-    file(WRITE "${CMAKE_BINARY_DIR}/libllama.cpp" "// CMake wants a source file; everything is in the archives.\n")
+    file(CONFIGURE OUTPUT "${CMAKE_BINARY_DIR}/libllama.cpp" CONTENT "// CMake wants a source file; everything is in the archives.\n")
     add_library(${name} SHARED "${CMAKE_BINARY_DIR}/libllama.cpp")
     set_target_properties(${name} PROPERTIES
         OUTPUT_NAME llama
