@@ -1,0 +1,437 @@
+"""The configuration: what a good file gives, what each bad one is told, which source wins, and that all of it is documented."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modeld import config, yamltree
+from modeld.config import MODEL_KEYS, SERVER_KEYS, Key, ServerConfig, find_config, load_config, resolve
+from modeld.errors import ConfigError
+from modeld.types import ModelSpec
+
+ROOT = Path(__file__).resolve().parent.parent
+GOOD = "models: [{id: a, path: a.gguf}]\n"
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[str | bytes], Path]:
+    def make(text: str | bytes) -> Path:
+        path = tmp_path / "models.yaml"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return path
+
+    return make
+
+
+Write = Callable[[str | bytes], Path]
+
+
+def refused(path: Path) -> list[str]:
+    """The findings, with the file's name in place of its path."""
+    with pytest.raises(ConfigError) as error:
+        load_config(path)
+    return error.value.message.replace(str(path), path.name).split("\n")
+
+
+# -- good files -------------------------------------------------------------------------------------------------------
+
+
+def test_a_model_has_every_default(write: Write) -> None:
+    path = write("models:\n  - id: a\n    path: a.gguf\n")
+    loaded = load_config(path)
+    assert loaded.server == ServerConfig()
+    assert loaded.models == (ModelSpec(id="a", name="a", path=path.parent / "a.gguf"),)
+    assert loaded.default_model == "a"
+    assert loaded.path == path
+
+
+def test_every_key_is_taken_over(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    path = write(
+        f"""
+server: {{host: "::1", port: 0, queue_size: 0, max_connections: 7, log_level: debug, log_format: json}}
+default_model: qwen2.5:0.5b
+models:
+  - id: first
+    path: /absolute.gguf
+  - id: qwen2.5:0.5b
+    name: Qwen
+    path: ~/qwen.gguf
+    quant: Q4_0
+    family: qwen2
+    n_ctx: 0
+    n_parallel: 256
+    n_batch: 256
+    n_ubatch: 256
+    n_threads: 3
+    n_gpu_layers: 10
+    main_gpu: 1
+    split_mode: row
+    tensor_split: [3, 0.5]
+    cache_type_k: q8_0
+    cache_type_v: iq4_nl
+    flash_attn: on
+    load_mode: none
+    chat_template: chatml
+    seed: 4294967295
+    sha256: {"AB" * 32}
+"""
+    )
+    loaded = load_config(path)
+    assert loaded.server == ServerConfig("::1", 0, 0, 7, "debug", "json")
+    assert loaded.default_model == "qwen2.5:0.5b"
+    assert [spec.path for spec in loaded.models] == [Path("/absolute.gguf"), Path("/home/somebody/qwen.gguf")]
+    spec = loaded.models[1]
+    assert dataclasses.asdict(spec) == {
+        "id": "qwen2.5:0.5b", "name": "Qwen", "path": spec.path, "quant": "Q4_0", "family": "qwen2", "n_ctx": 0,
+        "n_parallel": 256, "n_batch": 256, "n_ubatch": 256, "n_threads": 3, "n_gpu_layers": 10, "main_gpu": 1,
+        "split_mode": "row", "tensor_split": (3.0, 0.5), "cache_type_k": "q8_0", "cache_type_v": "iq4_nl", "flash_attn": "on",
+        "load_mode": "none", "chat_template": "chatml", "seed": 4294967295, "sha256": "ab" * 32,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("null", ["null", "~", ""])
+def test_keys_that_may_be_null_are_as_if_absent(write: Write, null: str) -> None:
+    names = ["quant", "family", "chat_template", "seed", "sha256"]
+    text = "models:\n  - id: a\n    path: a\n" + "".join(f"    {name}: {null}\n" for name in names)
+    assert all(getattr(load_config(write(text)).models[0], name) is None for name in names)
+
+
+def test_a_seed_of_minus_1_is_a_fresh_one_as_llama_server_has_it(write: Write) -> None:
+    assert load_config(write("models: [{id: a, path: a, seed: -1}]")).models[0].seed is None
+
+
+@pytest.mark.parametrize(
+    ("text", "default"),
+    [
+        ("models: []", None),
+        ("models: []\ndefault_model: null", None),
+        (GOOD + "default_model: null", None),
+        (GOOD + "default_model:", None),
+        (GOOD + "default_model: a", "a"),
+        (GOOD, "a"),
+        ("\ufeff# a comment and a byte order mark\n" + GOOD + "server: {}", "a"),
+    ],
+)
+def test_the_default_model(write: Write, text: str, default: str | None) -> None:
+    assert load_config(write(text)).default_model == default
+
+
+@pytest.mark.parametrize(("n_batch", "n_ubatch"), [(2048, 512), (512, 512), (100, 100)])
+def test_the_default_of_n_ubatch_is_cut_to_n_batch(write: Write, n_batch: int, n_ubatch: int) -> None:
+    assert load_config(write(f"models: [{{id: a, path: a, n_batch: {n_batch}}}]")).models[0].n_ubatch == n_ubatch
+
+
+def test_paths_are_relative_to_the_file_not_to_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc" / "m.yaml").write_text("models: [{id: a, path: ../models/a.gguf}]")
+    monkeypatch.chdir(tmp_path)
+    assert load_config(Path("etc/m.yaml")).models[0].path == tmp_path / "models" / "a.gguf"
+    (tmp_path / "link").symlink_to("etc")
+    assert load_config(Path("link/m.yaml")).models[0].path == tmp_path / "models" / "a.gguf"
+
+
+def test_the_shipped_file_loads_the_demo_models() -> None:
+    loaded = load_config(ROOT / "configs" / "models.yaml")
+    assert loaded.default_model == "demo-stories"
+    assert [(spec.id, spec.path, spec.n_ctx, spec.n_parallel) for spec in loaded.models] == [
+        ("demo-stories", ROOT / "models" / "demo-stories.gguf", 4096, 8),
+        ("demo-calc", ROOT / "models" / "demo-calc.gguf", 2048, 8),
+    ]
+
+
+# -- bad files --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "finding"),
+    [
+        # no YAML, or not the kind that is safe
+        ("", "models.yaml: empty; expected a mapping with the key models"),
+        ("# nothing\n", "models.yaml: empty; expected a mapping with the key models"),
+        (b"GGUF\x03\x00\x00\x00", "models.yaml:1: the character U+0003 is not allowed in YAML"),
+        (b"models: []\n# \xff", "models.yaml:2: byte 0xff is not UTF-8; expected YAML text"),
+        ("models: [\n", "models.yaml:2: not valid YAML: while parsing a flow node, expected the node content"),
+        ("models:\n\t- id: a", "models.yaml:2: not valid YAML: "),
+        ("a: b: c", "models.yaml:1: not valid YAML: mapping values are not allowed here"),
+        ("%YAML 3.0\n---\n" + GOOD, "models.yaml:1: not valid YAML: found incompatible YAML document"),
+        (GOOD + "---\n" + GOOD, "models.yaml:2: a second document begins; expected one"),
+        ("models: &x []", "models.yaml:1: models: anchor &x: anchors are not supported"),
+        ("models:\n  - id: &y a", "models.yaml:2: models[0].id: anchor &y: anchors are not supported"),
+        ("models: *x", "models.yaml:1: models: alias *x: aliases are not supported; write the value out"),
+        ("<<: *x", "models.yaml:1: <<: alias *x: aliases are not supported; write the value out"),
+        ("models: !!python/name:os.system ", "models.yaml:1: models: tag tag:yaml.org,2002:python/name:os.system: tags are not"),
+        (
+            "models: []\nserver: {port: !!int '1'}",
+            "models.yaml:2: server.port: tag tag:yaml.org,2002:int: tags are not supported",
+        ),
+        ("models: [" * 30, "nested deeper than 16 levels"),
+        ("models:\n  - id: a\n    path: a\n    id: b", "models.yaml:4: models[0].id: the key stands here twice, first on line 2"),
+        ("models: []\nmodels: []", "models.yaml:2: models: the key stands here twice, first on line 1"),
+        ("? [a]\n: b", "models.yaml:1: a key must be text, found a list"),
+        ("1: a", "models.yaml:1: a key must be text, found 1"),
+        ("models: []\n" + "- " * 3, "models.yaml:2: not valid YAML"),
+        ("x" * (1 << 20) + ": y", "models.yaml: more than 1048576 bytes; expected a configuration in YAML"),
+        ("[" + "0," * 60_000 + "]", "more than 50000 values"),
+        # the wrong shape
+        ("- id: a", "models.yaml:1: expected a mapping with the key models, found a list"),
+        ("models", "models.yaml:1: expected a mapping with the key models, found 'models'"),
+        ("server: {}", "models.yaml:1: models: missing; expected a list of models (it may be empty: [])"),
+        ("models:", "models.yaml:1: models: expected a list of models (it may be empty: []), found nothing"),
+        ("models: {id: a}", "models.yaml:1: models: expected a list of models (it may be empty: []), found a mapping"),
+        ("models: [a]", "models.yaml:1: models[0]: expected a mapping, found 'a'"),
+        (GOOD + "server: 8080", "models.yaml:2: server: expected a mapping, found 8080"),
+        (GOOD + "server:", "models.yaml:2: server: expected a mapping, found nothing"),
+        # unknown keys
+        (GOOD + "modles: []", "models.yaml:2: modles: unknown key; did you mean models?"),
+        (GOOD + "zzz: 1", "models.yaml:2: zzz: unknown key"),
+        (GOOD + "server:\n  prot: 1", "models.yaml:3: server.prot: unknown key; did you mean port?"),
+        ("models:\n  - id: a\n    path: a\n    ctx_size: 1", "models.yaml:4: models[0].ctx_size: unknown key"),
+        ("models:\n  - id: a\n    path: a\n    n_paralel: 1", "models[0].n_paralel: unknown key; did you mean n_parallel?"),
+        # missing keys
+        ("models:\n  - path: a", "models.yaml:2: models[0].id: missing"),
+        ("models:\n  - id: a", "models.yaml:2: models[0].path: missing"),
+        # server
+        (GOOD + "server: {port: 65536}", "server.port: expected a whole number 0..65535, found 65536"),
+        (GOOD + "server: {port: -1}", "server.port: expected a whole number 0..65535, found -1"),
+        (GOOD + "server: {port: '80'}", "server.port: expected a whole number 0..65535, found '80'"),
+        (GOOD + "server: {port: 80.0}", "server.port: expected a whole number 0..65535, found 80.0"),
+        (GOOD + "server: {port: true}", "server.port: expected a whole number 0..65535, found true"),
+        (GOOD + "server: {port: }", "server.port: expected a whole number 0..65535, found nothing"),
+        (GOOD + "server: {port: 8:30}", "server.port: expected a whole number 0..65535, found '8:30'"),
+        (GOOD + "server: {port: 0x_}", "server.port: expected a whole number 0..65535, found '0x_'"),
+        (GOOD + "server: {port: " + "9" * 5000 + "}", "server.port: expected a whole number 0..65535, found '9999"),
+        (GOOD + "server: {host: a b}", "server.host: expected a host name or an address, found 'a b'"),
+        (GOOD + "server: {host: 1}", "server.host: expected a host name or an address, found 1: put it in quotes"),
+        (GOOD + "server: {host: ''}", "server.host: expected a host name or an address, found ''"),
+        (GOOD + "server: {log_level: loud}", "server.log_level: expected one of debug, info, warning, error, found 'loud'"),
+        (GOOD + "server: {log_format: [json]}", "server.log_format: expected one of auto, text, json, found a list"),
+        (GOOD + "server: {max_connections: 0}", "server.max_connections: expected a whole number 1..65536, found 0"),
+        # default_model
+        (GOOD + "default_model: b", "models.yaml:2: default_model: expected the id of a model (a) or null, found 'b'"),
+        (GOOD + "default_model: 1", "default_model: expected the id of a model (a) or null, found 1"),
+        (GOOD + "default_model: [a]", "default_model: expected the id of a model (a) or null, found a list"),
+        ("models: [{id: demo-calc, path: a}]\ndefault_model: demo_calc", "found 'demo_calc'; did you mean demo-calc?"),
+        ("models: []\ndefault_model: b", "default_model: expected the id of a model (none is listed) or null, found 'b'"),
+        # ids
+        ("models: [{id: a b, path: a}]", "models[0].id: expected 1..128 characters of A-Z a-z 0-9 . _ : -, found 'a b'"),
+        ("models: [{id: '', path: a}]", "models[0].id: expected 1..128 characters"),
+        ("models: [{id: " + "a" * 129 + ", path: a}]", "models[0].id: expected 1..128 characters"),
+        ('models: [{id: "a\\n", path: a}]', "models[0].id: expected 1..128 characters"),
+        ("models: [{id: 7, path: a}]", "found 7: put it in quotes"),
+        ("models: [{id: on, path: a}]", "found on: put it in quotes"),
+        (
+            "models:\n  - {id: a, path: a}\n  - {id: b, path: a}\n  - {id: a, path: b}",
+            "models.yaml:4: models[2].id: 'a' is the id of the model on line 2 too",
+        ),
+        # paths
+        ("models: [{id: a, path: ''}]", "models[0].path: expected text of 1..4096 characters, found ''"),
+        ('models: [{id: a, path: "a\\0b"}]', "models[0].path: expected text of 1..4096 characters, found 'a\\x00b'"),
+        ("models: [{id: a, path: ~no-such-user-here/a}]", "models[0].path: Could not determine home directory."),
+        ("models: [{id: a, path: 1.5}]", "models[0].path: expected text, found 1.5: put it in quotes"),
+        # what keys say together
+        (
+            "models:\n  - {id: a, path: a,\n     n_batch: 256,\n     n_ubatch: 512}",
+            "models.yaml:4: models[0].n_ubatch: 512 is more than n_batch (256)",
+        ),
+        ("models: [{id: a, path: a, n_batch: 2}]", "models[0].n_batch: 2 is less than n_parallel (4): one token a slot"),
+        ("models: [{id: a, path: a, n_ctx: 3}]", "models[0].n_ctx: 3 is less than n_parallel (4): one cell a slot"),
+        (
+            "models: [{id: a, path: a, cache_type_v: q8_0, flash_attn: off}]",
+            "models[0].cache_type_v: q8_0 needs flash attention, and flash_attn is off",
+        ),
+    ],
+)
+def test_a_bad_file_is_told_file_line_key_and_what_was_expected(write: Write, text: str | bytes, finding: str) -> None:
+    findings = refused(write(text))
+    assert len(findings) == 1
+    assert finding in findings[0]
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("n_ctx", ["-1", "many", "1073741825", "4k", "4096.0", "[1]"]),
+        ("n_parallel", ["0", "257", "'8'"]),
+        ("n_batch", ["0", "65537"]),
+        ("n_ubatch", ["0", "65537", "null"]),
+        ("n_threads", ["-1", "1025", "auto"]),
+        ("n_gpu_layers", ["-2", "65537", "all"]),
+        ("main_gpu", ["-1", "16"]),
+        ("split_mode", ["rows", "null", "1"]),
+        ("tensor_split", ["1", "[a]", "[-1]", "[.inf]", "[.nan]", "[0, 0]", "[true]", "[[1]]", str([1] * 17), "null"]),
+        ("cache_type_k", ["q4_k", "F16", "16"]),
+        ("cache_type_v", ["q6_k"]),
+        ("flash_attn", ["yes", "true", "1"]),
+        ("load_mode", ["direct_io", "mmap+mlock"]),
+        ("chat_template", ["''", "[]", "1"]),
+        ("seed", ["-2", "4294967296", "1.0", "x", "true"]),
+        ("sha256", ["abc", "g" * 64, "'" + "a" * 65 + "'", "[]"]),
+        ("name", ["''", "1", "null"]),
+        ("quant", ["''", "4", "[]"]),
+        ("family", ["true"]),
+    ],
+)
+def test_each_key_refuses_what_it_does_not_take(write: Write, key: str, values: list[str]) -> None:
+    for value in values:
+        (finding,) = refused(write(f"models:\n  - id: a\n    path: a\n    {key}: {value}\n"))
+        assert finding.startswith(f"models.yaml:4: models[0].{key}: expected "), finding
+
+
+def test_all_findings_are_told_at_once_in_the_order_of_their_lines(write: Write) -> None:
+    text = "models:\n  - id: a\n    path: a\n    n_ctx: x\n  - path: b\nserver:\n  port: x\n"
+    lines = [int(finding.split(":")[1]) for finding in refused(write(text))]
+    assert lines == [4, 5, 7]
+
+
+def test_the_number_of_findings_is_bounded(write: Write) -> None:
+    findings = refused(write("models: []\n" + "".join(f"x{n}: 1\n" for n in range(200))))
+    assert len(findings) == config.MAX_FINDINGS + 1
+    assert findings[-1] == "models.yaml: and 150 more"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda tmp: tmp / "missing.yaml", "missing.yaml: cannot be read: No such file or directory"),
+        (lambda tmp: tmp, "cannot be read: Is a directory"),
+        (lambda tmp: tmp / "a\0b", "cannot be read: embedded null byte"),
+        (lambda tmp: tmp / ("x" * 300), "cannot be read: File name too long"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, make: Callable[[Path], Path], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load_config(make(tmp_path))
+
+
+@given(st.text(max_size=200) | st.text("abid: -[]{}&*!#'\"\n\t,?|>%@`", max_size=60))
+def test_any_text_is_a_configuration_or_a_configuration_error(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.yaml"
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    told = ""
+    try:
+        load_config(path)
+    except ConfigError as error:
+        told = error.message
+    assert not told or str(path) in told
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=8), lambda inner: st.lists(inner, max_size=3)))
+def test_values_are_what_safe_load_makes_of_them(tmp_path_factory: pytest.TempPathFactory, value: object) -> None:
+    path = tmp_path_factory.getbasetemp() / "value.yaml"
+    path.write_text(yaml.safe_dump({"k": value}))
+    node = yamltree.read(path)
+    assert plain(node) == {"k": value}
+
+
+def plain(node: yamltree.Node) -> object:
+    if isinstance(node.value, tuple):
+        return [plain(item) for item in node.value]
+    if isinstance(node.value, bool | int | float | str) or node.value is None:
+        return node.value
+    return {name: plain(item) for name, item in node.value.items()}
+
+
+# -- which source wins ------------------------------------------------------------------------------------------------
+
+
+def test_flag_then_environment_then_file_then_default(write: Write) -> None:
+    path = write(GOOD + "server: {port: 1, host: file, log_level: error}")
+    environ = {"MODELD_PORT": "2", "MODELD_HOST": "env", "MODELD_LOG_FORMAT": "json"}
+    server = resolve(config=path, port=3, environ=environ).server
+    assert server == ServerConfig(host="env", port=3, log_level="error", log_format="json")
+    assert resolve(config=path, host="flag", environ={}).server.host == "flag"
+    assert resolve(config=path, environ={"MODELD_LOG_LEVEL": "debug", "MODELD_PORT": ""}).server.log_level == "debug"
+
+
+def test_the_file_is_the_flags_then_the_environments_then_the_one_here_then_the_systems(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_config(None, {}) == Path("/etc/modeld/models.yaml")
+    assert find_config(None, {"MODELD_CONFIG": ""}) == Path("/etc/modeld/models.yaml")
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "models.yaml").write_text(GOOD)
+    assert find_config(None, {}) == Path("configs/models.yaml")
+    assert find_config(None, {"MODELD_CONFIG": "/x"}) == Path("/x")
+    assert find_config(Path("/y"), {"MODELD_CONFIG": "/x"}) == Path("/y")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("MODELD_PORT", "http", "MODELD_PORT: expected a whole number 0..65535, found 'http'"),
+        ("MODELD_PORT", "-1", "MODELD_PORT: expected a whole number 0..65535, found '-1'"),
+        ("MODELD_PORT", " 80", "MODELD_PORT: expected a whole number 0..65535, found ' 80'"),
+        ("MODELD_PORT", "9" * 5000, "MODELD_PORT: expected a whole number 0..65535, found '9999"),
+        ("MODELD_PORT", "\u0661", "MODELD_PORT: expected a whole number"),
+        ("MODELD_HOST", "a b", "MODELD_HOST: expected a host name or an address, found 'a b'"),
+        ("MODELD_HOST", "\udcff", "MODELD_HOST: expected a host name or an address, found '\\udcff'"),
+        ("MODELD_LOG_LEVEL", "LOUD", "MODELD_LOG_LEVEL: expected one of debug, info, warning, error, found 'LOUD'"),
+        ("MODELD_LOG_FORMAT", "xml", "MODELD_LOG_FORMAT: expected one of auto, text, json, found 'xml'"),
+        ("MODELD_CONFIG", "/no/such/file", "/no/such/file: cannot be read: No such file or directory"),
+    ],
+)
+def test_a_hostile_environment_is_named(write: Write, variable: str, value: str, message: str) -> None:
+    environ = {"MODELD_CONFIG": str(write(GOOD)), variable: value}
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        resolve(environ=environ)
+
+
+def test_flags_are_checked_too(write: Write) -> None:
+    with pytest.raises(ConfigError, match=r"--port: expected a whole number 0\.\.65535, found '70000'"):
+        resolve(config=write(GOOD), port=70000, environ={})
+    with pytest.raises(ConfigError, match="--host: expected a host name"):
+        resolve(config=write(GOOD), host="", environ={})
+
+
+# -- the tables and the documentation ---------------------------------------------------------------------------------
+
+
+def row(key: Key) -> str:
+    default = key.default if " " in key.default or key.default == "required" else f"`{key.default}`"
+    return f"| `{key.name}` | {default} | {key.kind.expected} | {key.doc} |"
+
+
+@pytest.mark.parametrize("keys", [SERVER_KEYS, MODEL_KEYS], ids=["server", "models"])
+def test_every_key_is_documented_as_the_code_has_it(keys: tuple[Key, ...]) -> None:
+    document = (ROOT / "docs" / "configuration.md").read_text()
+    missing = [row(key) for key in keys if row(key) not in document]
+    assert not missing, "docs/configuration.md lacks these rows:\n" + "\n".join(missing)
+
+
+def test_the_documentation_has_no_key_that_the_code_lacks() -> None:
+    document = (ROOT / "docs" / "configuration.md").read_text()
+    rows = re.findall(r"^\| `([a-z0-9_]+)` \|", document, re.MULTILINE)
+    assert sorted(rows) == sorted(key.name for key in SERVER_KEYS + MODEL_KEYS)
+    assert all(f"`{variable}`" in document for variable in [*config.ENVIRONMENT, "MODELD_CONFIG"])
+
+
+def test_the_tables_have_every_field_and_its_default() -> None:
+    assert [key.name for key in SERVER_KEYS] == [field.name for field in dataclasses.fields(ServerConfig)]
+    assert {key.name for key in MODEL_KEYS} == {field.name for field in dataclasses.fields(ModelSpec)}
+    shown = {None: "null", (): "[]"}
+    fields = {field.name: field for owner in (ServerConfig, ModelSpec) for field in dataclasses.fields(owner)}
+    for key in SERVER_KEYS + MODEL_KEYS:
+        default = fields[key.name].default
+        if key.name == "name":
+            assert key.default == "the id"
+        elif default is dataclasses.MISSING:
+            assert key.default == "required"
+        else:
+            assert key.default == shown.get(default, str(default))
+
+
+def test_the_yaml_examples_of_the_documentation_are_valid(write: Write) -> None:
+    examples = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "configuration.md").read_text(), re.DOTALL)
+    assert examples
+    for example in examples:
+        assert load_config(write(example)).models
