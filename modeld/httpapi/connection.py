@@ -53,12 +53,14 @@ class Connection:
         Raises RequestTimeout, InvalidRequest, HeadersTooLarge, Disconnected (in the middle of a head).
         """
         limits = self.limits
+        deadline = time.monotonic() + limits.head_s
         if not self._buffer:
             try:
-                self._fill(time.monotonic() + (limits.head_s if first else limits.idle_s))
+                self._fill(deadline if first else time.monotonic() + limits.idle_s)
             except (RequestTimeout, Disconnected):
                 return None
-        deadline = time.monotonic() + limits.head_s
+            if not first:
+                deadline = time.monotonic() + limits.head_s
         checked = 0
         skipped_blank = False
         while True:

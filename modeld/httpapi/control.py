@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from modeld.errors import ModeldError
-from modeld.events import Event, Subscription, SubscriptionEnded
+from modeld.events import Event, Snapshot, Subscription, SubscriptionEnded
 from modeld.httpapi import schema, sse
 from modeld.httpapi.message import Request, Response, StreamResponse, json_response
 from modeld.httpapi.service import Service
@@ -77,21 +77,20 @@ def get_events(request: Request, service: Service) -> StreamResponse:
 
 
 def _event_writes(subscription: Subscription, heartbeat_s: float) -> Iterator[tuple[bytes, ...]]:
+    wait_s = 0.0  # a replay sends what was missed, or a comment: its head must not wait for an event that may be far
     if subscription.first is not None:
-        yield _first_frames(subscription)
-    else:
-        yield (sse.KEEP_ALIVE,)  # the head must not wait for the first event that was missed
+        yield _first_frames(subscription.first)
+        wait_s = heartbeat_s
     while True:
         try:
-            events = subscription.take(heartbeat_s)
+            events = subscription.take(wait_s)
         except SubscriptionEnded:
             return
         yield tuple(_frame(event) for event in events) or (sse.KEEP_ALIVE,)
+        wait_s = heartbeat_s
 
 
-def _first_frames(subscription: Subscription) -> tuple[bytes, ...]:
-    first = subscription.first
-    assert first is not None
+def _first_frames(first: Snapshot) -> tuple[bytes, ...]:
     snapshot = sse.event_frame(first.id, "snapshot", schema.status_json(first.status))
     if not first.resync:
         return (snapshot,)

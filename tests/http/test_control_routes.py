@@ -171,7 +171,14 @@ def test_a_reconnect_gets_what_it_missed_without_a_snapshot(client: RawClient, s
         if how == "header"
         else open_events(client, f"/events?last_event_id={first}")
     )
-    assert (begin or read_event(client))["id"] == missed
+    assert begin["id"] == missed
+
+
+def test_a_reconnect_that_missed_nothing_is_answered_at_once(client: RawClient, service: FakeService):
+    last = service.publish("model_ready", {"op_id": "o"})
+    assert open_events(client, "/events", f"Last-Event-ID: {last}") == {}  # a comment
+    following = service.publish("model_unloaded", {})
+    assert read_event(client)["id"] == following
 
 
 def test_an_id_of_an_earlier_life_brings_resync_and_a_snapshot(client: RawClient):

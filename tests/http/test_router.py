@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
 from modeld.errors import InvalidRequest, MethodNotAllowed, NotFound
+from modeld.httpapi.parameters import _UNSUPPORTED_CHAT, _UNSUPPORTED_COMPLETION
 from modeld.httpapi.router import ROUTES, match
+from modeld.types import SamplingParams
 
 
 @pytest.mark.parametrize(
@@ -56,7 +59,17 @@ def test_a_path_that_is_not_utf_8_is_400():
         match("GET", "/ops/%ff")
 
 
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "http.md"
+
+
+def test_every_parameter_is_documented():
+    text = DOCUMENT.read_text()
+    samplers = [field.name for field in dataclasses.fields(SamplingParams)]
+    missing = [name for name in (*samplers, *_UNSUPPORTED_COMPLETION, *_UNSUPPORTED_CHAT) if f"`{name}`" not in text]
+    assert not missing
+
+
 def test_every_route_is_documented():
-    text = (Path(__file__).resolve().parents[2] / "docs" / "http.md").read_text()
+    text = DOCUMENT.read_text()
     missing = [f"{route.method} {route.path}" for route in ROUTES if f"`{route.method} {route.path}`" not in text]
     assert not missing
