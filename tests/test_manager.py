@@ -641,3 +641,25 @@ def test_close_gives_up_on_a_load_that_does_not_listen(
     monkeypatch.setattr(manager_module, "CLOSE_TIMEOUT_S", DEADLINE_S)
     manager.close()
     assert isinstance(runner.closed_with, ModeldError)
+
+
+def test_a_fault_that_ends_the_switch_thread_ends_everything_in_order(
+    make: Callable[..., Manager], factory: FakeFactory, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    manager, follower = started(make)
+
+    def perform(task: object) -> None:
+        waiting.append(manager.switch("c"))
+        raise RuntimeError("a fault of ours")
+
+    waiting: list[SwitchOp] = []
+    monkeypatch.setattr(manager, "_perform", perform)
+    running = manager.switch("b")
+    assert manager._thread is not None
+    manager._thread.join(DEADLINE_S)
+    assert "a fault of ours" in caplog.text
+    for op in (running, *waiting):
+        assert follower.ended(op).data["code"] == "op_cancelled"
+    assert factory.runners[0].closed_with is not None
+    with pytest.raises(ShuttingDown):
+        manager.switch("b")

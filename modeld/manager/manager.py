@@ -280,7 +280,10 @@ class Manager:
 
     def _shut_down(self) -> None:
         """Say of every op that waits that it was cancelled, close the model, end the events."""
+        self._life.stop()  # also when a fault of ours ends the thread: no op is accepted that nobody runs
         reason = ShuttingDown("the daemon is stopping")
+        if (running := self._life.status().op) is not None:  # only after such a fault
+            self._fail(running, OpCancelled(reason.message))
         while (op := self._life.cancel_queued(OpError(OpCancelled.code, reason.message))) is not None:
             self._publish("model_error", op, code=OpCancelled.code, message=reason.message)
         self._life.stopped(OpError(reason.code, reason.message))
