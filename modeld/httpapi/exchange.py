@@ -74,10 +74,10 @@ class Exchange:
             self._log(raw_head, time.perf_counter() - start_s, self._connection.sent_bytes - sent_before)
 
     def _skip_unread(self) -> bool:
-        """Read the rest of the body away; False where it does not come."""
+        """Read the rest of the body away; False where it does not come. The request was answered, so that is no error."""
         try:
             self._connection.skip(self._unread_bytes, time.monotonic() + self._limits.body_s)
-        except RequestTimeout:
+        except (RequestTimeout, Disconnected):
             return False
         return True
 
