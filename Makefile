@@ -19,7 +19,7 @@ SDIST ?=
 
 VENV := .venv
 PY := $(VENV)/bin/python
-PIP := $(PY) -m pip --disable-pip-version-check --quiet
+PIP := $(PY) -m pip --disable-pip-version-check --quiet --quiet
 LOCK := requirements-dev.lock
 TREE := third_party/llama.cpp
 LIBRARY := build/libllama.so
@@ -73,7 +73,8 @@ $(VENV)/bin/uv: | $(VENV)/runtime
 .PHONY: fetch
 fetch: build/fetched ## bring the pinned llama.cpp into third_party/ (77 MB), unless a tree is there
 
-$(TREE)/include/llama.h: ;  # missing: build/fetched below brings it
+# Missing: build/fetched brings it.
+$(TREE)/include/llama.h: ;
 
 build/fetched: third_party/llama.cpp.lock scripts/fetch_llama.py $(TREE)/include/llama.h | $(VENV)/runtime
 	@mkdir -p build

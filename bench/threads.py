@@ -75,14 +75,14 @@ def generate(library: Path, model: Path, *, bound: bool, seconds: float) -> dict
 
 
 def tokens_per_second(lib: C.Library, context: Any, rows: int, seconds: float) -> float:
-    ids = [(ctypes.c_int32 * 1)(i) for i in range(rows)]
+    ids = [ctypes.c_int32(i) for i in range(rows)]
     pos = (ctypes.c_int32 * rows)()
     batch = C.llama_batch(
         n_tokens=rows,
         token=(ctypes.c_int32 * rows)(*range(1000, 1000 + rows)),
         pos=pos,
         n_seq_id=(ctypes.c_int32 * rows)(*[1] * rows),
-        seq_id=(ctypes.POINTER(ctypes.c_int32) * rows)(*ids),
+        seq_id=(ctypes.POINTER(ctypes.c_int32) * rows)(*map(ctypes.pointer, ids)),
         logits=(ctypes.c_int8 * rows)(*[1] * rows),
     )
     steps, started = -3, 0.0  # three to warm up
@@ -107,8 +107,8 @@ def measure(setting: Setting, library: Path, model: Path, seconds: float) -> dic
 
 def main() -> None:
     if len(sys.argv) == 6 and sys.argv[1] == "--one":
-        _, _, pool, library, model, seconds = sys.argv
-        print(json.dumps(generate(Path(library), Path(model), bound=pool == "True", seconds=float(seconds))))
+        bound, one, weights, seconds = sys.argv[2:]
+        print(json.dumps(generate(Path(one), Path(weights), bound=bound == "True", seconds=float(seconds))))
         return
     parser = argparse.ArgumentParser(description="Compare OpenMP with ggml's own thread pool.")
     parser.add_argument("own", type=Path, help="libllama.so built with GGML_OPENMP=OFF")
@@ -117,9 +117,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0, help="for each figure")
     args = parser.parse_args()
     model = make("q05", library=args.own)
-    print(
-        f"q05, {len(os.sched_getaffinity(0))} cores, generation tokens/s for {' / '.join(map(str, ROWS))} rows, medians of {args.rounds}\n"
-    )
+    rows_of = " / ".join(map(str, ROWS))
+    print(f"q05, {len(os.sched_getaffinity(0))} cores, generation tokens/s for {rows_of} rows, medians of {args.rounds}\n")
     print("| | quiet | one busy neighbour |\n|---|---|---|")
     figures: dict[tuple[str, bool], list[dict[int, float]]] = {}
     for _ in range(args.rounds):

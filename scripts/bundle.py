@@ -28,7 +28,8 @@ MAIN = """\
 import sys
 
 if sys.version_info < (3, 11):
-    sys.exit("modeld needs Python 3.11 or newer; this is Python %d.%d (%s)" % (sys.version_info[0], sys.version_info[1], sys.executable))
+    found = "%d.%d (%s)" % (sys.version_info[0], sys.version_info[1], sys.executable)
+    sys.exit("modeld needs Python 3.11 or newer; this is Python " + found)
 
 from modeld.app import main
 

@@ -33,7 +33,7 @@ MARKER = ".modeld-fetched"  # inside a tree that this script put there; holds th
 # scikit-build-core and CMake, unpinned, and running both. The archive is pinned, so its name and version are known: this
 # stand-in tells pip those, and no code from outside runs.
 BACKEND = "scikit_build_core/build.py"
-BACKEND_STAND_IN = '''
+BACKEND_STAND_IN = """
 import pathlib
 
 def prepare_metadata_for_build_wheel(metadata_directory, config_settings=None):
@@ -41,7 +41,7 @@ def prepare_metadata_for_build_wheel(metadata_directory, config_settings=None):
     folder.mkdir()
     (folder / "METADATA").write_text("Metadata-Version: 2.1\\nName: {package}\\nVersion: {version}\\n")
     return folder.name
-'''
+"""
 
 
 class FetchError(Exception):
@@ -160,7 +160,7 @@ def largest_archive(scratch: Path) -> int:
         for name in names:
             if name.endswith(".tar.gz"):
                 with contextlib.suppress(OSError):  # pip has just moved it
-                    sizes.append(os.stat(os.path.join(folder, name)).st_size)
+                    sizes.append(Path(folder, name).stat().st_size)
     return max(sizes)
 
 
@@ -211,7 +211,9 @@ def say(text: str) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Bring the llama.cpp that third_party/llama.cpp.lock pins.")
-    parser.add_argument("--sdist", type=Path, default=os.environ.get("MODELD_LLAMA_SDIST") or None, help="the archive, if it is here")
+    parser.add_argument(
+        "--sdist", type=Path, default=os.environ.get("MODELD_LLAMA_SDIST") or None, help="the archive, if it is here"
+    )
     parser.add_argument("--lock", type=Path, default=LOCK)
     parser.add_argument("--tree", type=Path, default=TREE)
     args = parser.parse_args()

@@ -38,7 +38,9 @@ def library_path() -> tuple[Path, Stamp]:
     for path in places:
         if path.is_file():
             return path, stamps.verify(path)
-    raise LibraryMismatch(f"there is no {LIBRARY} in {places[0].parent} or {places[1].parent}; run `make build`, or set MODELD_LIBRARY")
+    raise LibraryMismatch(
+        f"there is no {LIBRARY} in {places[0].parent} or {places[1].parent}; run `make build`, or set MODELD_LIBRARY"
+    )
 
 
 def zip_file() -> Path | None:
@@ -74,7 +76,7 @@ def copy_to_nameless_file(source: IO[bytes]) -> tuple[int, str]:
             raise
     except (AttributeError, OSError):
         descriptor, name = tempfile.mkstemp(prefix="modeld-", suffix=".so")  # mode 0600
-        os.unlink(name)  # the descriptor keeps it; nobody else can open it, and nothing is left behind
+        Path(name).unlink()  # the descriptor keeps it; nobody else can open it, and nothing is left behind
     digest = hashlib.sha256()
     with os.fdopen(os.dup(descriptor), "wb") as target:
         while chunk := source.read(1 << 20):

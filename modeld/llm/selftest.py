@@ -91,7 +91,7 @@ def decode(lib: Library, reference: Reference, n_single: int) -> list[float]:
         for start, end in [(0, head), *((i, i + 1) for i in range(head, len(reference.tokens)))]:
             tokens = reference.tokens[start:end]
             n = len(tokens)
-            seq = (ctypes.c_int32 * 1)(0)
+            seq = ctypes.pointer(ctypes.c_int32(0))
             batch = C.llama_batch(
                 n_tokens=n,
                 token=(ctypes.c_int32 * n)(*tokens),

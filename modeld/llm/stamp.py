@@ -19,7 +19,9 @@ from modeld.llm.libllama import LLAMA_COMMIT, LLAMA_H_SHA256
 
 UNKNOWN_COMMIT = "unknown"
 # Of /proc/cpuinfo's flags, those that name instructions; the others (mitigations, virtualization) change with the kernel.
-INSTRUCTIONS = re.compile(r"avx|amx|fma|f16c|bmi|s?sse|pni$|gfni|vaes|vpclmul|movbe|adx|abm|popcnt|sha_ni|sve|asimd|i8mm|bf16|dotprod|fphp")
+INSTRUCTIONS = re.compile(
+    r"avx|amx|fma|f16c|bmi|s?sse|pni$|gfni|vaes|vpclmul|movbe|adx|abm|popcnt|sha_ni|sve|asimd|i8mm|bf16|dotprod|fphp"
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,131 @@
+"""bin/modeld is one file that needs a Python and nothing else; the wheel holds the library where one is built."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from modeld import __version__
+
+ROOT = Path(__file__).resolve().parent.parent
+BUNDLE = ROOT / "bin" / "modeld"
+
+
+def run(*args: str | Path, env: dict[str, str] | None = None, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(arg) for arg in args],
+        env={} if env is None else env,
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.fixture
+def lonely(tmp_path: Path) -> Path:
+    """The file alone in a folder, far from the checkout."""
+    return Path(shutil.copy(BUNDLE, tmp_path))
+
+
+def test_it_runs_with_an_empty_environment_and_no_site_packages(lonely: Path) -> None:
+    done = run(sys.executable, "-I", "-S", lonely, "--version", cwd=lonely.parent)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"modeld {__version__}")
+
+
+def test_it_is_executable_by_itself(lonely: Path) -> None:
+    done = run(lonely, "--version", env={"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}, cwd=lonely.parent)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_it_opens_its_own_library_and_leaves_nothing_behind(lonely: Path) -> None:
+    program = (
+        "import sys, os; sys.path.insert(0, sys.argv[1])\n"
+        "from modeld.llm import bundle, libllama\n"
+        "path, stamp = bundle.library_path()\n"
+        "libllama.load_library(path).llama_backend_init()\n"
+        "print(path, os.readlink(path), stamp.llama_commit, bundle.__file__)\n"
+    )
+    temporary = lonely.parent / "tmp"
+    temporary.mkdir()
+    done = run(sys.executable, "-I", "-S", "-c", program, lonely, env={"TMPDIR": str(temporary)})
+    assert done.returncode == 0, done.stderr
+    assert re.match(r"/proc/self/fd/\d+ /memfd:libllama.so \(deleted\) ", done.stdout)
+    assert str(lonely) in done.stdout.split()[-1]
+
+    # Where memory may not be executed: a file without a name.
+    done = run(
+        sys.executable, "-I", "-S", "-c", "import os; del os.memfd_create\n" + program, lonely, env={"TMPDIR": str(temporary)}
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"{temporary}/modeld-" in done.stdout
+    assert list(temporary.iterdir()) == []
+
+
+def test_a_library_spoiled_inside_the_file_is_refused(lonely: Path, tmp_path: Path) -> None:
+    spoiled = tmp_path / "spoiled"
+    with zipfile.ZipFile(lonely) as source, zipfile.ZipFile(spoiled, "w") as target:
+        for name in source.namelist():
+            target.writestr(name, source.read(name) + (b"\0" if name == "libllama.so" else b""))
+    program = "import sys; sys.path.insert(0, sys.argv[1])\nfrom modeld.llm import bundle\nbundle.library_path()\n"
+    done = run(sys.executable, "-I", "-S", "-c", program, spoiled)
+    assert done.returncode != 0
+    assert "is not the library that was tested" in done.stderr
+
+
+def test_an_old_python_is_told_before_anything_else() -> None:
+    with zipfile.ZipFile(BUNDLE) as bundle:
+        main = bundle.read("__main__.py").decode()
+    pretend = f"import sys; sys.version_info = (3, 8, 10, 'final', 0)\nexec({main!r})\n"
+    done = run(sys.executable, "-I", "-c", pretend)
+    assert done.returncode == 1
+    assert "modeld needs Python 3.11 or newer; this is Python 3.8" in done.stderr
+
+
+def test_it_holds_the_package_yaml_the_library_and_their_licences() -> None:
+    with zipfile.ZipFile(BUNDLE) as bundle:
+        names = bundle.namelist()
+        for part in ("modeld", "llama.cpp", "PyYAML"):
+            assert b"ermission" in bundle.read(f"licenses/{part}.txt")
+    assert names == sorted(names)
+    assert {
+        "__main__.py",
+        "modeld/app.py",
+        "modeld/llm/__init__.py",
+        "yaml/__init__.py",
+        "libllama.so",
+        "libllama.stamp.json",
+    } <= {*names}
+    assert not [name for name in names if name.endswith((".pyc", ".pyx")) or "_yaml" in name]
+
+
+def test_the_same_inputs_give_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        done = run(sys.executable, ROOT / "scripts" / "bundle.py", tmp_path / name, env=dict(os.environ))
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+def test_the_wheel_holds_the_library_and_the_command(tmp_path: Path) -> None:
+    done = run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, ROOT, env=dict(os.environ))
+    assert done.returncode == 0, done.stdout + done.stderr
+    [wheel] = tmp_path.glob("*.whl")
+    assert wheel.name.startswith(f"modeld-{__version__}-py3-none-linux_")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        assert {"modeld/app.py", "modeld/libllama.so", "modeld/libllama.stamp.json"} <= names
+        entry = archive.read(f"modeld-{__version__}.dist-info/entry_points.txt").decode()
+        archive.extractall(tmp_path / "site")
+    assert "modeld = modeld.app:main" in entry
+    program = "import sys; sys.path.insert(0, sys.argv[1])\nfrom modeld.llm import bundle\nprint(bundle.library_path()[0])\n"
+    done = run(sys.executable, "-I", "-c", program, tmp_path / "site")
+    assert done.stdout.strip() == str(tmp_path / "site" / "modeld" / "libllama.so"), done.stderr

@@ -1,0 +1,72 @@
+"""The systemd unit is accepted by systemd-analyze, and grants what a daemon with pinned threads and an mlocked model needs."""
+
+from __future__ import annotations
+
+import configparser
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+UNIT = ROOT / "deploy" / "modeld.service"
+
+
+@pytest.fixture
+def analyze() -> str:
+    found = shutil.which("systemd-analyze")
+    if found is None:
+        pytest.skip("systemd-analyze is not here: apt-get install systemd")
+    return found
+
+
+@pytest.fixture
+def service() -> configparser.SectionProxy:
+    parser = configparser.ConfigParser(interpolation=None, strict=False, delimiters=("=",))
+    parser.optionxform = str  # type: ignore[assignment,method-assign]
+    parser.read(UNIT)
+    return parser["Service"]
+
+
+def test_systemd_finds_nothing_to_complain_about(analyze: str, tmp_path: Path) -> None:
+    unit = tmp_path / "modeld.service"
+    # The one thing that a development machine lacks is the installed program.
+    unit.write_text(UNIT.read_text().replace("/usr/local/bin/modeld", str(ROOT / "bin" / "modeld")))
+    done = subprocess.run([analyze, "verify", str(unit)], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+def test_the_sandbox_is_tight(analyze: str) -> None:
+    done = subprocess.run(
+        [analyze, "security", "--offline=yes", "--no-pager", str(UNIT)], capture_output=True, text=True, timeout=60, check=False
+    )
+    [level] = re.findall(r"Overall exposure level for modeld.service: (\S+)", done.stdout)
+    assert float(level) < 2
+
+
+def test_the_sandbox_leaves_the_calls_that_modeld_makes(analyze: str) -> None:
+    """Binding threads to cores, executable memory without a file, locking a model into memory."""
+
+    def calls(name: str) -> set[str]:
+        listing = subprocess.run([analyze, "syscall-filter", name], capture_output=True, text=True, timeout=60, check=True).stdout
+        found: set[str] = set()
+        for line in listing.splitlines()[1:]:
+            word = line.strip().split(" ")[0]
+            if word.startswith("@"):
+                found |= calls(word)
+            elif word and not word.startswith("#"):
+                found.add(word)
+        return found
+
+    allowed = calls("@system-service") - calls("@privileged")
+    assert {"sched_setaffinity", "memfd_create", "mlock", "mmap", "ppoll", "clone3", "madvise"} <= allowed
+
+
+def test_it_restarts_what_restarting_can_mend(service: configparser.SectionProxy) -> None:
+    assert service["Restart"] == "on-failure"
+    assert service["RestartPreventExitStatus"].split() == ["2", "78"]  # usage, bad configuration
+    assert service["ExecStart"] == "/usr/local/bin/modeld serve --config /etc/modeld/models.yaml"
+    assert service["LimitMEMLOCK"] == "infinity"
+    assert service["User"] == "modeld"
