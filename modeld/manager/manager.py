@@ -172,8 +172,8 @@ class Manager:
             self._fail(op, error)
             return
         ms = round((time.monotonic() - began) * 1000, 3)
-        self._publish("model_ready", op, current_model_id=op.target_model_id, generation=self._life.status().generation, ms=ms)
         log.info("model ready", extra={"op_id": op.op_id, "model_id": op.target_model_id, "ms": ms})
+        self._publish("model_ready", op, current_model_id=op.target_model_id, generation=self._life.status().generation, ms=ms)
 
     def _replace(self, task: Task) -> SwitchOp:
         """Unload what is held, load what the op asks for, and let it answer. The op has succeeded when this returns."""
