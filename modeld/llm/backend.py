@@ -11,6 +11,7 @@ from typing import Any
 from modeld.llm import bundle
 from modeld.llm import libllama as C
 from modeld.llm.libllama import Library, load_library
+from modeld.llm.memory import settle_allocator
 from modeld.llm.stamp import Stamp
 
 log = logging.getLogger("modeld.llama")
@@ -86,6 +87,7 @@ class Backend:
         self.stamp = stamp
         self.path = path
         self.ring = LogRing()
+        settle_allocator()
         lib.llama_log_set(self.ring.callback, None)  # once, before the first load
         lib.llama_backend_init()
 

@@ -1,0 +1,78 @@
+"""What the engine relies on, held by the real runtime and by the fake one alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from modeld.errors import InvalidRequest
+from modeld.llm.adapter import DecodeAborted, DecodeInvalid, Runtime, Span
+from modeld.llm.runtime import LlamaRuntime
+from modeld.types import ChatMessage, ModelSpec, SamplingParams
+from tests.fake_runtime import FakeRuntime
+
+CALC = ModelSpec(
+    id="demo-calc", path=Path(__file__).resolve().parents[2] / "models" / "demo-calc.gguf", n_ctx=1024, n_parallel=4, n_batch=64
+)
+
+
+@pytest.fixture(params=["fake", "real"])
+def runtime(request: pytest.FixtureRequest) -> Iterator[Runtime]:
+    runtime: Runtime = FakeRuntime(n_batch=64) if request.param == "fake" else LlamaRuntime(CALC, lambda step, pct: True)
+    yield runtime
+    runtime.close()
+
+
+def test_positions_are_filled_by_decode_and_emptied_by_forget(runtime: Runtime) -> None:
+    runtime.decode([Span(0, 0, [65, 66, 67], False), Span(2, 0, [68], True)])
+    assert [runtime.n_past(slot) for slot in range(4)] == [3, 0, 1, 0]
+    runtime.decode([Span(0, 3, [65], True)])
+    assert runtime.n_past(0) == 4
+    runtime.forget(0)
+    runtime.forget(1)
+    assert [runtime.n_past(slot) for slot in range(4)] == [0, 0, 1, 0]
+    runtime.forget(2)
+
+
+def test_a_token_comes_for_each_chain_in_order(runtime: Runtime) -> None:
+    runtime.decode([Span(0, 0, [65, 66], True), Span(1, 0, [67], False), Span(3, 0, [68], True)])
+    chains = [runtime.sampler(SamplingParams(temperature=0), 0, [65]) for _ in range(2)]
+    tokens = runtime.sample([(chains[0], 0), (chains[1], 2)])
+    assert len(tokens) == 2
+    for token in tokens:
+        piece = runtime.piece_or_eog(token)
+        assert piece is None or isinstance(piece, bytes)
+    for chain in chains:
+        chain.close()
+
+
+def test_a_batch_with_too_many_rows_is_refused_and_changes_nothing(runtime: Runtime) -> None:
+    with pytest.raises(DecodeInvalid):
+        runtime.decode([Span(0, 0, [65] * 65, True)])
+    assert runtime.n_past(0) == 0
+
+
+def test_the_abort_flag_ends_a_decode(runtime: Runtime) -> None:
+    runtime.set_abort(True)
+    with pytest.raises(DecodeAborted):
+        runtime.decode([Span(0, 0, [65] * 60, True)])
+    runtime.set_abort(False)
+    runtime.forget(0)
+    runtime.decode([Span(0, 0, [65], True)])
+
+
+def test_text_and_tokens(runtime: Runtime) -> None:
+    tokens = runtime.tokenize("12+30=", add_special=False, parse_special=False)
+    assert runtime.detokenize(tokens) == b"12+30="
+    assert "hello" in runtime.render_chat([ChatMessage("user", "hello")])
+    runtime.prepare(SamplingParams(ignore_eos=True), tokens)
+    with pytest.raises(InvalidRequest):
+        runtime.prepare(SamplingParams(), [10**7])
+
+
+def test_the_numbers(runtime: Runtime) -> None:
+    about = runtime.describe()
+    assert (runtime.n_slots, runtime.n_ctx_slot, runtime.n_batch) == (about.n_slots, about.n_ctx_slot, about.n_batch)
+    assert runtime.n_batch >= runtime.n_slots
