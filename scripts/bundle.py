@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import argparse
 import io
+import marshal
 import os
 import stat
+import struct
 import sys
 import zipfile
 from collections.abc import Iterator
+from importlib.util import MAGIC_NUMBER, source_hash
 from pathlib import Path
 
 import yaml
@@ -56,6 +59,20 @@ def members(library: Path) -> Iterator[tuple[str, bytes]]:
     yield "licenses/PyYAML.txt", pyyaml_license(yaml_folder)
 
 
+def with_bytecode(files: Iterator[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]]:
+    """The files, and beside each module what the building Python compiles it to, which halves the time to start.
+
+    Another version of Python finds a magic number that is not its own and compiles the source, as it would without
+    (zipimport). Unchecked: the two lie in one file and cannot drift apart.
+    """
+    for name, data in files:
+        yield name, data
+        if name.endswith(".py") and name != "__main__.py":
+            code = compile(data, name, "exec", dont_inherit=True, optimize=0)
+            flags = 0b01  # PEP 552: based on the source's hash, and not checked
+            yield f"{name}c", MAGIC_NUMBER + struct.pack("<I", flags) + source_hash(data) + marshal.dumps(code)
+
+
 def pyyaml_license(yaml_folder: Path) -> bytes:
     found = sorted(yaml_folder.parent.glob("[Pp]y[Yy][Aa][Mm][Ll]-*.dist-info/**/LICENSE*"))
     if not found:
@@ -67,7 +84,7 @@ def bundle(library: Path, target: Path) -> None:
     """Writes the file and renames it into place: a daemon that runs from the old one keeps the old one."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
-        for name, data in sorted(members(library)):
+        for name, data in sorted(with_bytecode(members(library))):
             info = zipfile.ZipInfo(name, TIME)
             info.external_attr = (stat.S_IFREG | 0o644) << 16
             # 3.1 instead of 8.5 MB, for 0.025 s more at the start (measured).
