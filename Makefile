@@ -3,7 +3,7 @@
 # A fresh Debian machine needs git, make, g++ and python3 (>= 3.11, with venv). Everything else comes into .venv/ and build/,
 # and nothing that is done is done again.
 
-MAKEFLAGS += --no-builtin-rules
+MAKEFLAGS += --no-builtin-rules --no-print-directory
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
