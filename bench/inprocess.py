@@ -72,6 +72,7 @@ def run_engine(model: Path, n_streams: int, n_tokens: int, seed: int) -> float:
         seconds = time.perf_counter() - start
     finally:
         runner.close(ModelSwitched("the benchmark is over"))
+        runner.free()
     if failures:
         raise RuntimeError(f"requests failed: {failures}")
     return seconds

@@ -61,6 +61,7 @@ def serve(config: Config) -> int:
     from modeld.llm.backend import backend
     from modeld.llm.digest import verify_sha256
     from modeld.llm.gguf import inspect
+    from modeld.llm.memory import give_back_freed_memory
     from modeld.llm.runtime import LlamaRuntime
     from modeld.manager.manager import Manager
     from modeld.manager.runner import LoadProgress, OnDeath, Runner
@@ -71,12 +72,16 @@ def serve(config: Config) -> int:
 
     def open_runner(spec: ModelSpec, on_progress: LoadProgress, on_death: OnDeath) -> Runner:
         """On the switch thread. What the file's head already tells needs no load, and is said more clearly than by one."""
-        problem = inspect(spec).problem
-        if problem is not None:
-            raise LoadFailed(f"cannot load {spec.path}: {problem}")
-        if spec.sha256 is not None:
-            verify_sha256(spec.path, spec.sha256, lambda _pct: on_progress(Step.MMAP, 0))
-        return EngineRunner(spec, LlamaRuntime, on_progress, on_death, queue_size=config.server.queue_size)
+        try:
+            problem = inspect(spec).problem
+            if problem is not None:
+                raise LoadFailed(f"cannot load {spec.path}: {problem}")
+            if spec.sha256 is not None:
+                verify_sha256(spec.path, spec.sha256, lambda _pct: on_progress(Step.MMAP, 0))
+            return EngineRunner(spec, LlamaRuntime, on_progress, on_death, queue_size=config.server.queue_size)
+        finally:
+            on_progress(Step.MMAP, 0)  # a load that failed before it asked has not waited for the old model's memory yet
+            give_back_freed_memory()
 
     stop = _StopSignals()
     manager = Manager(config.models, config.default_model, open_runner, inspect, version=__version__)

@@ -36,6 +36,8 @@ class FakeRunner:
         self.closed_with: ModeldError | None = None
         self.close_error: Exception | None = None  # raised by close, if set
         self.closed_by = ""  # name of the thread
+        self.freed = False
+        self.free_gate: threading.Event | None = None  # holds up free, if set
 
     def describe(self) -> LoadedModel:
         spec = self.spec
@@ -66,6 +68,13 @@ class FakeRunner:
         self.closed_by = threading.current_thread().name
         if self.close_error is not None:
             raise self.close_error
+
+    def free(self) -> None:
+        assert self.closed_with is not None, "freed before it was closed"
+        assert not self.freed, "freed twice"
+        if self.free_gate is not None:
+            assert self.free_gate.wait(DEADLINE_S)
+        self.freed = True
 
     def _check(self) -> None:
         if self.closed_with is not None:

@@ -6,23 +6,16 @@ import io
 import json
 import logging
 import sys
+from typing import Any
 
 import pytest
 
 from modeld.logs import JsonFormatter, TextFormatter, configure
 
 
-def record(message: str, *args: object, exc_info: object = None, **extra: object) -> logging.LogRecord:
-    return logging.getLogger("modeld.switch").makeRecord(
-        "modeld.switch",
-        logging.INFO,
-        __file__,
-        1,
-        message,
-        args,
-        exc_info,
-        extra=extra,  # type: ignore[arg-type]
-    )
+def record(message: str, *args: object, exc_info: Any = None, **extra: object) -> logging.LogRecord:
+    logger = logging.getLogger("modeld.switch")
+    return logger.makeRecord(logger.name, logging.INFO, __file__, 1, message, args, exc_info, extra=extra)
 
 
 def test_json_carries_level_logger_message_and_extra() -> None:

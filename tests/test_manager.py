@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -387,6 +388,47 @@ def test_a_close_that_fails_is_logged_and_the_switch_goes_on(
     factory.runners[0].close_error = RuntimeError("cannot join")
     assert follower.ended(manager.switch("b")).name == "model_ready"
     assert any(entry.exc_info and "what it holds is lost" in entry.message for entry in caplog.records)
+
+
+@GATED
+def test_the_next_load_begins_while_the_old_model_is_freed_but_takes_no_memory_before(
+    make: Callable[..., Manager], factory: FakeFactory
+) -> None:
+    manager = make()
+    follower = start(manager)
+    old = factory.next_load().finish()
+    follower.until("model_ready")
+    old.free_gate = threading.Event()
+    op = manager.switch("b")
+    load = factory.next_load()  # the factory was called, and the old model is not freed yet
+    assert old.closed_with is not None
+    assert not old.freed
+    freed_at_return: list[bool] = []
+    reporter = threading.Thread(target=lambda: freed_at_return.append(load.report(Step.MMAP, 10) and old.freed))
+    reporter.start()
+    old.free_gate.set()
+    reporter.join()
+    assert freed_at_return == [True]
+    load.finish()
+    assert follower.until("model_ready", op)
+    assert_well_formed(follower.seen)
+
+
+@GATED
+def test_a_load_that_fails_at_once_still_waits_for_the_old_models_memory(
+    make: Callable[..., Manager], factory: FakeFactory
+) -> None:
+    manager = make()
+    follower = start(manager)
+    old = factory.next_load().finish()
+    follower.until("model_ready")
+    old.free_gate = threading.Event()
+    op = manager.switch("b")
+    factory.next_load().fail(LoadFailed("no such file"))
+    assert manager.status().state is State.LOADING
+    old.free_gate.set()
+    assert follower.until("model_error", op)
+    assert old.freed
 
 
 def test_a_fault_before_admission_stopped_leaves_the_model_that_answers(

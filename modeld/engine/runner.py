@@ -50,12 +50,12 @@ class EngineRunner:
     # -- the switch thread
 
     def close(self, reason: ModeldError) -> None:
-        """End every request with `reason`, join the threads, free chains, context and model. Idempotent.
-
-        The runtime goes last: no thread that could call it lives then.
-        """
+        """End every request with `reason` and join the threads: none that could call the runtime lives then. Idempotent."""
         self._engine.close(reason)
         self._pool.close(reason)
+
+    def free(self) -> None:
+        """After close: free context and model. Once, from any one thread."""
         self._runtime.close()
 
     # -- handlers

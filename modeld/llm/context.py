@@ -12,6 +12,7 @@ from modeld.llm.adapter import DecodeAborted, DecodeFatal, DecodeInvalid, NoKvRo
 from modeld.llm.backend import Backend
 from modeld.llm.cores import compute_cores
 from modeld.llm.handles import Handle
+from modeld.llm.memory import large_blocks_mapped
 from modeld.llm.model import Model, why
 from modeld.types import ModelSpec
 
@@ -101,7 +102,8 @@ class Context(Handle):
         params.flash_attn_type = _FLASH_ATTN[spec.flash_attn]
         params.swa_full = False  # as llama-server has it
         backend.ring.clear()
-        raw = lib.llama_init_from_model(model, params)
+        with large_blocks_mapped():
+            raw = lib.llama_init_from_model(model, params)
         if not raw:
             raise LoadFailed(
                 f"cannot make a context of n_ctx {spec.n_ctx} with {spec.n_parallel} slots for {model.path}: {why(backend)}"

@@ -238,6 +238,7 @@ SIGNATURES: tuple[Function, ...] = (
     Function("void llama_backend_init(void)", None, ()),
     Function("void llama_attach_threadpool(struct llama_context * ctx, struct ggml_threadpool * threadpool, struct ggml_threadpool * threadpool_batch)", None, (context_p, threadpool_p, threadpool_p)),
     Function("void llama_detach_threadpool(struct llama_context * ctx)", None, (context_p,)),
+    Function("bool llama_supports_gpu_offload(void)", c_bool, ()),
     # model and context
     Function("struct llama_model * llama_model_load_from_file(const char * path_model, struct llama_model_params params)", model_p, (c_char_p, llama_model_params)),
     Function("void llama_model_free(struct llama_model * model)", None, (model_p,)),

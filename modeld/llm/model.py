@@ -49,8 +49,12 @@ class Model(Handle):
                 raise LoadFailed(f"tensor_split names {len(spec.tensor_split)} devices, this library knows {n_devices}")
             params.tensor_split = (ctypes.c_float * n_devices)(*spec.tensor_split)
 
+        if lib.llama_supports_gpu_offload() or spec.load_mode == "mlock":
+            # The memory of the model before is back when the first report returns. On the CPU libllama only maps the file
+            # and reads the vocabulary before its own first one; device buffers and locked pages it takes earlier.
+            progress(0.0, None)
         backend.ring.clear()
-        raw = lib.llama_model_load_from_file(str(spec.path).encode("utf-8", "surrogateescape"), params)
+        raw = None if progress.stop else lib.llama_model_load_from_file(str(spec.path).encode("utf-8", "surrogateescape"), params)
         if progress.error is not None:
             if raw:
                 lib.llama_model_free(raw)
@@ -109,6 +113,10 @@ class _Progress:
         self.pct = -1
         self.cancelled = False
         self.error: BaseException | None = None
+
+    @property
+    def stop(self) -> bool:
+        return self.cancelled or self.error is not None
 
     def __call__(self, fraction: float, _user_data: object) -> bool:
         try:

@@ -10,7 +10,6 @@ from modeld.llm.adapter import LoadProgress, Sampler, Span
 from modeld.llm.backend import Backend, backend
 from modeld.llm.chat import ChatTemplate
 from modeld.llm.context import Context
-from modeld.llm.memory import give_back_freed_memory
 from modeld.llm.model import Model
 from modeld.llm.sampler import SamplerChain
 from modeld.types import ChatMessage, LoadedModel, ModelSpec, SamplingParams, Step
@@ -61,7 +60,6 @@ class LlamaRuntime:
             eos_piece=self._special_piece(self._vocab.eos),
             loaded_at=time.time(),
         )
-        give_back_freed_memory()  # what the load needed only for a while
 
     def _special_piece(self, token: int) -> str:
         return "" if token < 0 else self._vocab.piece(token, special=True).decode("utf-8", "replace")
@@ -94,7 +92,6 @@ class LlamaRuntime:
     def close(self) -> None:
         self._context.close()
         self._model.close()
-        give_back_freed_memory()
 
     # -- any thread
 

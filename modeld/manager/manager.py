@@ -14,6 +14,7 @@ from functools import partial
 
 from modeld.errors import EngineFailed, ModeldError, ModelNotFound, ModelSwitched, OpCancelled, ShuttingDown
 from modeld.events import EventHub, Subscription
+from modeld.manager.freeing import Freeing
 from modeld.manager.progress import Progress
 from modeld.manager.runner import Generation, Inspect, OpenRunner, Runner
 from modeld.manager.state import Lifecycle, Task, Tenant
@@ -192,28 +193,32 @@ class Manager:
 
         progress = Progress(partial(self._emit_step, op))
         progress.report(Step.UNLOAD, 0)
-        self._close_held(op)
-        progress.report(Step.UNLOAD, 100)
-        if task.refusal is not None:
-            raise task.refusal
-
-        tenant = Tenant(spec, identity)
-        tenant.runner = self._open(tenant, progress)
+        freeing = self._close_held(op)
+        try:
+            progress.report(Step.UNLOAD, 100)
+            if task.refusal is not None:
+                raise task.refusal
+            tenant = Tenant(spec, identity)
+            tenant.runner = self._open(tenant, progress, freeing)
+        finally:
+            freeing.wait()
         self._held = tenant
         progress.finish()
         return self._life.loaded(tenant)
 
-    def _open(self, tenant: Tenant, progress: Progress) -> Runner:
+    def _open(self, tenant: Tenant, progress: Progress, freeing: Freeing) -> Runner:
         """Call the factory; a load that failed because it was told to end raises OpCancelled."""
         told_to_end = False
 
         def on_progress(step: Step, pct: int) -> bool:
             nonlocal told_to_end
+            freeing.wait()
             progress.report(step, pct)
             told_to_end = self._life.stopping
             return not told_to_end
 
-        if not on_progress(Step.MMAP, 0):
+        progress.report(Step.MMAP, 0)
+        if self._life.stopping:
             raise OpCancelled("the daemon is stopping")
         try:
             return self._open_runner(tenant.spec, on_progress, partial(self._life.died, tenant))
@@ -228,10 +233,10 @@ class Manager:
         if pct == 100:
             log.info("%s done", step, extra={"op_id": op.op_id, "model_id": op.target_model_id, "ms": op.steps_ms[step.value]})
 
-    def _close_held(self, op: SwitchOp) -> None:
-        """Close the old runner; its requests end with the reason."""
+    def _close_held(self, op: SwitchOp) -> Freeing:
+        """Close the old runner, whose requests end with the reason, and begin to free it."""
         if self._held is None:
-            return
+            return Freeing(None)
         held, self._held = self._held, None
         reason: ModeldError
         if held.death is not None:
@@ -242,20 +247,22 @@ class Manager:
                 f"the model was switched from {held.spec.id!r} to {op.target_model_id!r} while the request ran",
                 retry_after_s=1,
             )
-        self._close_runner(held, reason)
+        return self._close_runner(held, reason)
 
-    def _close_runner(self, tenant: Tenant, reason: ModeldError) -> None:
-        """A close that fails is logged, and the caller goes on.
+    def _close_runner(self, tenant: Tenant, reason: ModeldError) -> Freeing:
+        """End its requests and threads, and begin to free it. A close that fails is logged, and the caller goes on.
 
         Nobody can reach that runner any more and a second close would not be safer, so failing the op would only leave
         the daemon without a model; what the runner still holds is lost until the process ends.
         """
         if tenant.runner is None:
-            return
+            return Freeing(None)
         try:
             tenant.runner.close(reason)
         except Exception:
             log.exception("closing a model failed; what it holds is lost", extra={"model_id": tenant.spec.id})
+            return Freeing(None)  # a thread of it may still live
+        return Freeing(tenant.runner)
 
     def _fail(self, op: SwitchOp, error: Exception) -> None:
         """The op has ended without its model: free what it opened, then say so once."""
@@ -270,7 +277,7 @@ class Manager:
             log.error("switch failed by a fault of modeld's own", extra=fields, exc_info=error)
         if self._held is not None and self._held is not self._life.tenant():
             held, self._held = self._held, None
-            self._close_runner(held, EngineFailed(f"loading {held.spec.id!r} failed"))
+            self._close_runner(held, EngineFailed(f"loading {held.spec.id!r} failed")).wait()
         if isinstance(error, ModeldError):
             code, message = error.code, error.message
         else:
@@ -289,7 +296,7 @@ class Manager:
         self._life.stopped(OpError(reason.code, reason.message))
         if self._held is not None:
             held, self._held = self._held, None
-            self._close_runner(held, reason)
+            self._close_runner(held, reason).wait()
             log.info("model closed", extra={"model_id": held.spec.id})
         self._hub.close()
 

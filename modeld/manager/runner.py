@@ -43,10 +43,10 @@ class Runner(Protocol):
     def render_chat(self, messages: Sequence[ChatMessage]) -> str: ...
 
     def close(self, reason: ModeldError) -> None:
-        """End every running and queued request with Failed(reason), join the threads, free sampler, context, model.
+        """End every running and queued request with Failed(reason) and join the threads. Switch thread only, once."""
 
-        Switch thread only, once.
-        """
+    def free(self) -> None:
+        """After close: give chains, context and model back. Once, from any one thread."""
 
 
 LoadProgress = Callable[[Step, int], bool]
@@ -59,7 +59,11 @@ OnDeath = Callable[[Exception], None]
 """Called once, from the engine's thread and with none of its locks held, when the engine dies later."""
 
 OpenRunner = Callable[[ModelSpec, LoadProgress, OnDeath], Runner]
-"""Loads (step mmap) and warms up (step warmup). Raises LoadFailed, with all that was opened freed again."""
+"""Loads (step mmap) and warms up (step warmup). Raises LoadFailed, with all that was opened freed again.
+
+The memory of the model before may still be on its way back when this is called: it is back when the first call of the
+progress callback returns, so nothing large may be taken before that.
+"""
 
 Inspect = Callable[[ModelSpec], FileFacts]
 """What the model's file says about itself; never raises for a bad or missing file, and remembers files it has read."""

@@ -69,8 +69,12 @@ def switch_back_and_forth(daemon: Daemon, n: int) -> None:
 
 
 def figures(daemon: Daemon) -> tuple[float, int, int]:
-    """At rest: no request runs, the connections of the last ones are gone."""
+    """At rest, in the same state each time: a fresh model that has answered one request.
+
+    How much of a model's compute buffer is resident depends on the largest batch since it was loaded.
+    """
     pid = daemon.process.pid
+    switch_back_and_forth(daemon, 2)
     with daemon.stream("/v1/completions", {"prompt": "One day", "max_tokens": 100, "ignore_eos": True}) as stream:
         for _ in stream:
             pass

@@ -46,6 +46,7 @@ def runner(runtime: FakeRuntime) -> Iterator[EngineRunner]:
     yield runner
     runtime.gate.open()
     runner.close(ModelSwitched("the test is over"))
+    runner.free()
     assert runtime.closed
     assert runtime.open_samplers == 0
 
@@ -81,6 +82,7 @@ def test_the_context_ends_with_length() -> None:
     runner = open_fake(runtime)
     text, end = collect(runner.submit(request("x" * 10)))
     runner.close(ModelSwitched("over"))
+    runner.free()
     assert (len(text), end.reason if isinstance(end, Finished) else end) == (6, "length")
 
 
@@ -182,6 +184,7 @@ def test_close_ends_running_and_waiting_requests_with_the_reason_and_aborts_the_
     streams = [runner.submit(request()) for _ in range(6)]
     runtime.gate.wait_arrived(WARMUP + 1)
     runner.close(ModelSwitched("another model was asked for"))  # the gate stays shut: only the abort flag ends it
+    runner.free()
     for stream in streams:
         end = collect(stream)[1]
         assert isinstance(end, Failed)
@@ -218,6 +221,7 @@ def test_a_request_that_is_tokenized_while_the_model_leaves_is_told_so(runtime: 
     go_on.set()
     submitter.join(10)
     closer.join(10)
+    runner.free()
     assert [type(error) for error in errors] == [ModelSwitched]
     assert runtime.closed
 
@@ -271,6 +275,7 @@ def test_an_engine_that_dies_fails_its_requests_with_the_cause_and_says_so_once(
     with pytest.raises(EngineFailed):
         runner.submit(request())
     runner.close(EngineFailed("gone"))
+    runner.free()
     assert len(deaths) == 1
     assert runner.load().queued == 0
     assert runtime.open_samplers == 0
