@@ -166,7 +166,7 @@ MODEL_KEYS: tuple[Key, ...] = (
     Key("cache_type_v", _CACHE_TYPE, "f16", "Type of its values; a quantized one needs flash attention."),
     Key("flash_attn", _choice("auto", "on", "off"), "auto", "Flash attention."),
     Key("load_mode", _choice("auto", "mmap", "mlock", "none"), "auto", "How the file comes into memory; none: it is read."),
-    Key("chat_template", _or_null(_text(65536)), "null", "A template llama.cpp knows, by name; null: the model's own."),
+    Key("chat_template", _or_null(_text(65536)), "null", "Jinja, or the name of a template in llama.cpp; null: the model's own."),
     Key(
         "seed",
         _or_null(Kind("a whole number -1..4294967295", _parse_seed)),

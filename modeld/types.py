@@ -61,7 +61,7 @@ class ModelSpec:
     cache_type_v: str = "f16"
     flash_attn: str = "auto"  # auto | on | off
     load_mode: str = "auto"  # auto | mmap | mlock | none
-    chat_template: str | None = None  # a name from llama.cpp's list, or a template that it recognises
+    chat_template: str | None = None  # Jinja, or a name from llama.cpp's list; None: the model's own
     seed: int | None = None  # of requests that bring none; None: a fresh one for each
     sha256: str | None = None
 
@@ -97,6 +97,7 @@ class ModelInfo:
     size_bytes: int | None  # None: the file is missing
     n_ctx: int
     n_parallel: int
+    chat_template: str | None = None  # of the loaded one: jinja | builtin | unsupported
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +120,7 @@ class LoadedModel:
     bos_piece: str
     eos_piece: str
     loaded_at: float  # seconds since the epoch
+    chat_template_engine: str | None = None  # what renders it: jinja | builtin; None: nothing can
 
 
 @dataclass(frozen=True, slots=True)

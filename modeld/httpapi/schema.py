@@ -114,6 +114,7 @@ def model_info_json(info: ModelInfo) -> Json:
         "size_bytes": info.size_bytes,
         "n_ctx": info.n_ctx,
         "n_parallel": info.n_parallel,
+        "chat_template": info.chat_template,
     }
 
 
@@ -158,6 +159,7 @@ def props_json(model: LoadedModel, version: str) -> Json:
         "model_path": model.path,
         "modalities": {"vision": False, "audio": False},
         "chat_template": model.chat_template or "",
+        "chat_template_engine": model.chat_template_engine,
         "bos_token": model.bos_piece,
         "eos_token": model.eos_piece,
         "build_info": f"modeld {version}",

@@ -89,7 +89,7 @@ class Runtime(Protocol):
     def render_chat(self, messages: Sequence[ChatMessage]) -> str:
         """The prompt text for the messages, ending where the assistant begins.
 
-        Raises InvalidRequest when the model has no template that llama.cpp knows.
+        Raises InvalidRequest when the model's template cannot render them. A BOS that tokenize will add is not in it.
         """
 
 

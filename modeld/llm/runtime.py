@@ -37,10 +37,14 @@ class LlamaRuntime:
         self.n_batch = self._context.n_batch
         self.n_vocab = self._vocab.n_tokens
         template = spec.chat_template or self._model.chat_template
-        self._chat = ChatTemplate(lib, template, spec.id)
-        if template is not None and not self._chat.supported:
+        bos, eos = self._special_piece(self._vocab.bos), self._special_piece(self._vocab.eos)
+        adds_bos = self._vocab.tokenize("", add_special=True, parse_special=False)[:1] == [self._vocab.bos]
+        self._chat = ChatTemplate(lib, template, spec.id, bos=bos, eos=eos, adds_bos=adds_bos)
+        if template is not None and self._chat.engine is None:
             log.warning(
-                "llama.cpp does not know this chat template: /v1/chat/completions will answer 400", extra={"model_id": spec.id}
+                "the chat template cannot be used, /v1/chat/completions will answer 400: %s",
+                self._chat.problem,
+                extra={"model_id": spec.id},
             )
         self._described = LoadedModel(
             id=spec.id,
@@ -56,9 +60,10 @@ class LlamaRuntime:
             n_batch=self.n_batch,
             n_threads=self._context.n_threads,
             chat_template=template,
-            bos_piece=self._special_piece(self._vocab.bos),
-            eos_piece=self._special_piece(self._vocab.eos),
+            bos_piece=bos,
+            eos_piece=eos,
             loaded_at=time.time(),
+            chat_template_engine=self._chat.engine,
         )
 
     def _special_piece(self, token: int) -> str:

@@ -94,6 +94,7 @@ class Manager:
         """The registry, in the file's order. Reads the heads of model files that it has not seen yet."""
         status = self._life.status()
         infos = []
+        loaded = self.loaded()
         for spec in self._registry.values():
             facts = self._inspect(spec)
             infos.append(
@@ -107,6 +108,7 @@ class Manager:
                     size_bytes=facts.size_bytes,
                     n_ctx=spec.n_ctx,
                     n_parallel=spec.n_parallel,
+                    chat_template=loaded.chat_template_engine or "unsupported" if loaded and loaded.id == spec.id else None,
                 )
             )
         return infos
