@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from datetime import datetime
-from functools import lru_cache
+from functools import lru_cache, wraps
 from typing import Any, NoReturn
 
 from jinja2 import Template, nodes, pass_context, pass_environment
@@ -32,7 +32,7 @@ from jinja2.visitor import NodeTransformer
 from modeld.errors import InvalidRequest, ModeldError
 
 MAX_TEMPLATE_CHARS = 65536
-MAX_TEXT_CHARS = 8 * 1024 * 1024  # of all text that one rendering makes, the prompt among it; a body holds 1 MiB
+MAX_TEXT_CHARS = 32 * 1024 * 1024  # of all text (and items of lists) that one rendering makes; a body holds 1 MiB
 MAX_STEPS = 500_000
 MAX_RENDER_S = 5.0
 MAX_RANGE = 10_000
@@ -126,6 +126,13 @@ def _text(value: object) -> str:
     return str(value)
 
 
+def _made(value: Any) -> Any:
+    """The value of a step, its size counted: many middling strings and lists are as bad as a large one."""
+    if isinstance(value, (str, list, tuple)):
+        _BUDGET.get().step(len(value))
+    return value
+
+
 class _BoundedCode(NodeTransformer):
     """Puts the counting into a parsed template: a step into each loop and macro, and `~` by a counted function."""
 
@@ -142,6 +149,12 @@ class _BoundedCode(NodeTransformer):
         self.generic_visit(node)
         concat = nodes.EnvironmentAttribute("joined")
         return nodes.Call(concat, node.nodes, [], None, None, lineno=node.lineno)
+
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:  # noqa: N802
+        self.generic_visit(node)
+        if not isinstance(node.arg, nodes.Slice):
+            return node
+        return nodes.Call(nodes.EnvironmentAttribute("made"), [node], [], None, None, lineno=node.lineno)
 
     def _count(self, node: nodes.For | nodes.Macro | nodes.CallBlock) -> nodes.Node:
         # Text that stands in the template, which finalize does not see; an inner loop's is counted twice, which is enough.
@@ -191,26 +204,29 @@ class _Environment(ImmutableSandboxedEnvironment):
                 return _replace(text, *args, **kwargs)
             if name == "join":
                 return _joined(text, *args)
-        return super().call(__context, __obj, *args, **kwargs)
+        return _made(super().call(__context, __obj, *args, **kwargs))
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         _BUDGET.get().step()
         _BINOP_CHECKS[operator](left, right)
-        return super().call_binop(context, operator, left, right)
+        return _made(super().call_binop(context, operator, left, right))
 
     # -- called from compiled templates
 
     def count(self, n_chars: int) -> None:
         _BUDGET.get().step(n_chars)
 
+    def made(self, value: object) -> object:
+        return value  # counted by call
+
     def joined(self, *values: object) -> str:
         return _joined("", values)
 
 
 def _check_plus(left: object, right: object) -> None:
-    if isinstance(left, str) and isinstance(right, str):
-        _BUDGET.get().step(len(left) + len(right))
-    elif isinstance(left, Sequence) and isinstance(right, Sequence) and len(left) + len(right) > MAX_ITEMS:
+    if isinstance(left, str) or isinstance(right, str):
+        return  # at most doubled, and counted when it is made
+    if isinstance(left, Sequence) and isinstance(right, Sequence) and len(left) + len(right) > MAX_ITEMS:
         raise _TooMuch(f"a list of more than {MAX_ITEMS} items")
 
 
@@ -255,7 +271,7 @@ def _environment() -> _Environment:
         finalize=_finalize,
         optimized=False,  # nothing is computed while a template is compiled: there is no budget yet
     )
-    environment.filters = {name: environment.filters[name] for name in _FILTERS} | {
+    environment.filters = {name: _counted(environment.filters[name]) for name in _FILTERS} | {
         "indent": _indent,
         "join": _join,
         "replace": _replace_filter,
@@ -268,6 +284,14 @@ def _environment() -> _Environment:
         "strftime_now": _strftime_now,
     }
     return environment
+
+
+def _counted(function: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(function)  # with the marks by which Jinja knows what to pass
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        return _made(function(*args, **kwargs))
+
+    return counted
 
 
 # Those of Jinja's that make at most what they are given.

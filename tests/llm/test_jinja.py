@@ -63,6 +63,7 @@ GEMMA = """\
 {% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}
 """
 
+HOARD = "{% set ns = namespace(s=[]) %}{% set a = 'x' * 99999 %}"
 TALK = [("user", "Hi"), ("assistant", " Yes? "), ("user", "Go")]
 SYSTEM = ("system", "Be brief.")
 
@@ -183,6 +184,11 @@ def test_templates_do_not_reach_out_of_their_sandbox(template: str) -> None:
         "{% for a in range(9999) recursive %}{{ loop(range(9999)) }}{% endfor %}",
         "{% macro f(n) %}{{ f(n) }}{% endmacro %}{{ f(1) }}",
         "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(50) }}",
+        "{% set ns = namespace(s=[]) %}{% for i in range(9999) %}{% set ns.s = [ns.s, [1] * 99999] %}{% endfor %}",
+        "{% set ns = namespace(s=[]) %}{% for i in range(9999) %}{% set ns.s = [ns.s, 'x' * 99999] %}{% endfor %}",
+        HOARD + "{% for i in range(999) %}{% set ns.s = [ns.s, a[i:]] %}{% endfor %}",
+        HOARD + "{% for i in range(999) %}{% set ns.s = [ns.s, a | list] %}{% endfor %}",
+        HOARD + "{% for i in range(999) %}{% set ns.s = [ns.s, a.upper()] %}{% endfor %}",
         "{{ 'a' * 10 ** 9 }}",
         "{{ [1] * 10 ** 9 }}",
         "{{ 10 ** (10 ** 10) }}",
