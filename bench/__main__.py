@@ -1,4 +1,11 @@
-"""`python -m bench`: measures and prints; `--write` keeps the figures in bench/results/. Models are made when missing."""
+"""`python -m bench`: measures and prints; `--write` keeps the figures in bench/results/. Models and peers are made when missing.
+
+engine, switch      in one process: the engine against a bare loop, a switch against a bare load
+w1 ... w8           modeld against llama-server (the works of docs/benchmarks.md); servers: all of them
+limit               llama-batched-bench: what the library can do
+peers               only builds llama-server and llama-batched-bench
+all                 everything
+"""
 
 from __future__ import annotations
 
@@ -12,8 +19,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+from bench import compare, peers
+from bench.chart import chart
+from bench.make_model import make
+
 HERE = Path(__file__).resolve().parent
-CACHE = HERE / ".cache"
+RESULTS = HERE / "results"
+QUICK_REPEAT, REPEAT = 2, 5
 
 
 def machine() -> dict[str, object]:
@@ -22,11 +34,14 @@ def machine() -> dict[str, object]:
         line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")
     ]
     stamp = json.loads((HERE.parent / "build" / "libllama.stamp.json").read_text())
+    autogroup = Path("/proc/self/autogroup")
     return {
         "cpu": names[0] if names else platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
         "load_average": os.getloadavg()[0],
+        "autogroup": autogroup.read_text().strip() if autogroup.exists() else None,
         "python": platform.python_version(),
+        "modeld_commit": modeld_commit(),
         "llama_commit": stamp["llama_commit"],
         "flags": stamp["flags"],
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
@@ -34,43 +49,99 @@ def machine() -> dict[str, object]:
     }
 
 
-def model(name: str) -> Path:
-    """A benchmark model, made by its script if it is not there."""
-    path = CACHE / f"{name}.gguf"
-    if not path.is_file():
-        subprocess.run([sys.executable, str(HERE / "make_model.py"), name], check=True)
-    return path
+def modeld_commit() -> str:
+    """What is measured; `+` says that modeld/ was changed since."""
+    git = ["git", "-C", os.fspath(HERE.parent)]
+    commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    if commit.returncode:
+        return "unknown"
+    clean = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "modeld"], check=False).returncode == 0
+    return commit.stdout.strip() + ("" if clean else "+")
+
+
+def keep(name: str, text: str) -> None:
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / name).write_text(text)
+    print(f"written: {(RESULTS / name).relative_to(HERE.parent)}")
+
+
+def measure_engine(args: argparse.Namespace) -> list[dict[str, Any]]:
+    from bench.inprocess import measure
+
+    found = measure(make(args.model), (1, 4, 16), args.tokens, args.repeat)
+    print(f"{'streams':>8} {'bare t/s':>10} {'engine t/s':>11} {'ratio':>7}   pairs")
+    for row in found:
+        bare, engine = row["bare_tokens_per_s"], row["engine_tokens_per_s"]
+        print(f"{row['streams']:>8} {bare:>10} {engine:>11} {row['ratio']:>7}   {row['ratios']}")
+    return found
+
+
+def measure_switch(args: argparse.Namespace) -> dict[str, Any]:
+    from bench.switching import measure
+
+    row = measure(make(args.model), args.repeat)
+    print(f"switch {row['switch_s']} s, bare load {row['bare_load_s']} s, ratio {row['ratio']}   {row['ratios']}")
+    print(f"steps, ms: {row['steps_ms']}")
+    return row
+
+
+def measure_limit() -> list[dict[str, Any]]:
+    rows = [row for name in ("q05", "tiny") for row in compare.limit(make(name))]
+    for row in rows:
+        generation, whole = row["generation_per_s"], row["whole_per_s"]
+        print(f"{row['model']:<5} {row['streams']:>3} streams: generation {generation} tokens/s, with prompts {whole}")
+    return rows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("what", nargs="?", choices=("engine", "switch", "all"), default="all")
-    parser.add_argument("--repeat", type=int, default=5, help="paired runs; medians are reported (default 5)")
-    parser.add_argument("--model", default="q05", help="q05 (0.5B shape, random weights, Q4_0) or tiny")
-    parser.add_argument("--tokens", type=int, default=64, help="tokens a stream (default 64)")
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(
+        prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    choices = ("engine", "switch", *compare.NAMES, "servers", "limit", "peers", "all")
+    parser.add_argument("what", nargs="*", metavar="WHAT", help=f"{', '.join(choices)} (default: all)")
+    parser.add_argument("--repeat", type=int, help=f"paired runs; medians are reported (default {REPEAT}, quick {QUICK_REPEAT})")
+    parser.add_argument("--quick", action="store_true", help="fewer and shorter runs: some minutes for all")
+    parser.add_argument("--model", default="q05", help="for engine and switch: q05 (0.5B shape, random weights, Q4_0) or tiny")
+    parser.add_argument("--tokens", type=int, default=64, help="for engine: tokens a stream (default 64)")
     parser.add_argument("--write", action="store_true", help="keep the figures in bench/results/")
     args = parser.parse_args()
-    results: dict[str, Any] = {"machine": machine()}
-    print(json.dumps(results["machine"]))
-    if args.what in ("engine", "all"):
-        from bench.inprocess import measure as measure_engine
+    args.repeat = args.repeat or (QUICK_REPEAT if args.quick else REPEAT)
+    what = set(args.what or ["all"])
+    if unknown := what - set(choices):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; there is {', '.join(choices)}")
+    if "all" in what:
+        what.update(choices)
+    if "servers" in what:
+        what.update(compare.NAMES)
 
-        results["engine"] = measure_engine(model(args.model), (1, 4, 16), args.tokens, args.repeat)
-        print(f"{'streams':>8} {'bare t/s':>10} {'engine t/s':>11} {'ratio':>7}   pairs")
-        for row in results["engine"]:
-            bare, engine = row["bare_tokens_per_s"], row["engine_tokens_per_s"]
-            print(f"{row['streams']:>8} {bare:>10} {engine:>11} {row['ratio']:>7}   {row['ratios']}")
-    if args.what in ("switch", "all"):
-        from bench.switching import measure as measure_switch
-
-        row = results["switch"] = measure_switch(model(args.model), args.repeat)
-        print(f"switch {row['switch_s']} s, bare load {row['bare_load_s']} s, ratio {row['ratio']}   {row['ratios']}")
-        print(f"steps, ms: {row['steps_ms']}")
-    if args.write:
-        path = HERE / "results" / f"{args.what}-{args.model}.json"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(results, indent=1) + "\n")
-        print(f"written: {path.relative_to(HERE.parent)}")
+    about = machine()
+    print(json.dumps(about))
+    if "engine" in what:
+        found = {"machine": about, "engine": measure_engine(args)}
+        if args.write:
+            keep(f"engine-{args.model}.json", json.dumps(found, indent=1) + "\n")
+    if "switch" in what:
+        found = {"machine": about, "switch": measure_switch(args)}
+        if args.write:
+            keep(f"switch-{args.model}.json", json.dumps(found, indent=1) + "\n")
+    wanted = [name for name in compare.NAMES if name in what]
+    if wanted or what & {"peers", "limit"}:
+        peers.build_all()
+    if "limit" in what:
+        found = {"machine": about, "limit": measure_limit()}
+        if args.write:
+            keep("limit.json", json.dumps(found, indent=1) + "\n")
+    if wanted:
+        print(compare.HEAD)
+        compared = {"machine": about, **compare.measure(wanted, args.repeat, quick=args.quick)}
+        if args.write:
+            name = "servers" if len(wanted) == len(compare.NAMES) else "-".join(wanted)
+            keep(f"{name}.json", json.dumps(compared, indent=1) + "\n")
+            keep(
+                f"{name}.svg",
+                chart(compared["rows"], f"modeld {about['modeld_commit']} against llama-server: how many times as good"),
+            )
 
 
 if __name__ == "__main__":
