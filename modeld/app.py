@@ -7,14 +7,14 @@ import logging
 import os
 import signal
 import sys
-import threading
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 
 from modeld import __version__, logs
 from modeld.config import Config, resolve
-from modeld.errors import ConfigError, LoadFailed, ModeldError
+from modeld.errors import ConfigError, ModeldError
 from modeld.llm.libllama import LLAMA_COMMIT
+from modeld.threads import start_thread
 from modeld.types import ModelSpec, Step
 
 log = logging.getLogger("modeld")
@@ -54,6 +54,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def serve(config: Config) -> int:
     """Run the daemon until a signal ends it. Main thread: it owns the signals."""
+    stop = _StopSignals()
     # Imported here, so that `--version` and usage errors answer at once.
     from modeld.engine.runner import EngineRunner
     from modeld.httpapi.limits import Limits
@@ -71,55 +72,66 @@ def serve(config: Config) -> int:
     log.info("library", extra={"path": library.path, "llama_commit": library.stamp.llama_commit})
 
     def open_runner(spec: ModelSpec, on_progress: LoadProgress, on_death: OnDeath) -> Runner:
-        """On the switch thread. What the file's head already tells needs no load, and is said more clearly than by one."""
+        """On the switch thread."""
         try:
-            problem = inspect(spec).problem
-            if problem is not None:
-                raise LoadFailed(f"cannot load {spec.path}: {problem}")
-            if spec.sha256 is not None:
-                verify_sha256(spec.path, spec.sha256, lambda _pct: on_progress(Step.MMAP, 0))
             return EngineRunner(spec, LlamaRuntime, on_progress, on_death, queue_size=config.server.queue_size)
         finally:
             on_progress(Step.MMAP, 0)  # a load that failed before it asked has not waited for the old model's memory yet
             give_back_freed_memory()
 
-    stop = _StopSignals()
-    manager = Manager(config.models, config.default_model, open_runner, inspect, version=__version__)
+    def verify(spec: ModelSpec, on_progress: Callable[[int], bool]) -> None:
+        if spec.sha256 is not None:
+            verify_sha256(spec.path, spec.sha256, on_progress)
+
+    manager = Manager(config.models, config.default_model, open_runner, inspect, version=__version__, verify=verify)
     limits = Limits(connections=config.server.max_connections)
     try:
         server = HttpServer(manager, config.server.host, config.server.port, limits)
-    except OSError as error:
-        log.error("cannot listen on %s port %d: %s", config.server.host, config.server.port, error.strerror or error)
+    except (OSError, UnicodeError) as error:  # UnicodeError: a host name with an empty or overlong label
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        log.error("cannot listen on %s port %d: %s", config.server.host, config.server.port, reason)
         return EXIT_FAILED
-    server.start()
-    log.info("modeld %s listens on %s", __version__, server.url, extra={"url": server.url, "pid": os.getpid()})
-    manager.start()  # after the server: /livez answers while the first model loads
-    stop.wait()
-    log.info("stopping", extra={"signal": stop.name})
-    # Streams get their error frame from the manager; then the server lets the last bytes out.
-    manager.close()
-    server.close(DRAIN_S)
+    try:
+        server.start()
+        _log_url(server.url)
+        manager.start()  # after the server: /livez answers while the first model loads
+        log.info("stopping", extra={"signal": stop.wait()})
+    finally:
+        # Streams get their error frame from the manager; then the server lets the last bytes out.
+        manager.close()
+        server.close(DRAIN_S)
     log.info("stopped")
     return EXIT_OK
 
 
+def _log_url(url: str) -> None:
+    """Whatever the level: with `--port 0` nobody knows the port otherwise."""
+    extra = {"url": url, "pid": os.getpid()}
+    log.handle(
+        log.makeRecord(log.name, logging.INFO, __file__, 0, f"modeld {__version__} listens on {url}", (), None, extra=extra)
+    )
+
+
 class _StopSignals:
-    """SIGTERM and SIGINT: the first one asks for a clean stop, the second leaves at once. Main thread."""
+    """SIGTERM and SIGINT: the first one asks for a clean stop, the second leaves at once. Main thread.
+
+    They are blocked for all threads from the start and taken by sigwait: a handler would run between any two bytecodes of
+    the main thread, also while it holds a lock that the handler needs.
+    """
+
+    NUMBERS = (signal.SIGTERM, signal.SIGINT)
 
     def __init__(self) -> None:
-        self._event = threading.Event()
-        self.name = ""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._on_signal)
+        signal.pthread_sigmask(signal.SIG_BLOCK, self.NUMBERS)
 
-    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        if self._event.is_set():
-            os._exit(128 + number)  # no clean-up at all: somebody has waited long enough
-        self.name = signal.Signals(number).name
-        self._event.set()
+    def wait(self) -> str:
+        """The name of the first one; from then on the next one ends the process."""
+        first = signal.sigwait(self.NUMBERS)
+        start_thread("modeld-signals", self._leave_at_the_next)
+        return signal.Signals(first).name
 
-    def wait(self) -> None:
-        self._event.wait()
+    def _leave_at_the_next(self) -> None:
+        os._exit(128 + signal.sigwait(self.NUMBERS))  # no clean-up at all: somebody has waited long enough
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -140,6 +152,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     serve = commands.add_parser("serve", parents=[config], help="run the daemon in the foreground")
     serve.add_argument("--host", help="address to listen on (default: 127.0.0.1)")
-    serve.add_argument("--port", type=int, help="port to listen on (default: 8080); 0 takes a free one")
+    serve.add_argument("--port", type=_port, help="port to listen on (default: 8080); 0 takes a free one")
     commands.add_parser("check", parents=[config], help="check configuration and model files; exit status 0 or 1")
     return parser
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 <= port <= 65535:
+        raise argparse.ArgumentTypeError(f"{port} is not a port; 0..65535 are")
+    return port

@@ -205,7 +205,7 @@ def test_an_op_that_fails_before_admission_stopped_leaves_the_model() -> None:
     ended = life.failed(OpState.FAILED, ERROR)
     assert (ended.state, ended.error) == (OpState.FAILED, ERROR)
     status = life.status()
-    assert (status.state, status.current_model, status.error) == (State.READY, "a", None)
+    assert (status.state, status.current_model, status.error) == (State.READY, "a", ERROR)
 
 
 def test_the_record_of_an_op_from_queued_to_ended() -> None:

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
-from modeld.errors import EngineFailed, ModeldError, ModelNotFound, ModelSwitched, OpCancelled, ShuttingDown
+from modeld.errors import EngineFailed, LoadFailed, ModeldError, ModelNotFound, ModelSwitched, OpCancelled, ShuttingDown
 from modeld.events import EventHub, Subscription
 from modeld.manager.freeing import Freeing
 from modeld.manager.progress import Progress
-from modeld.manager.runner import Generation, Inspect, OpenRunner, Runner
+from modeld.manager.runner import Generation, Inspect, OpenRunner, Runner, Verify
 from modeld.manager.state import Lifecycle, Task, Tenant
 from modeld.threads import BIG_STACK_BYTES, start_thread
 from modeld.types import (
@@ -52,6 +52,7 @@ class Manager:
         inspect: Inspect,
         *,
         version: str,
+        verify: Verify = lambda _spec, _on_progress: None,
     ) -> None:
         """`default_model` is an id of the registry; None: nothing is loaded at start."""
         self._registry = {spec.id: spec for spec in registry}
@@ -61,6 +62,7 @@ class Manager:
             raise ValueError(f"default model {default_model!r} is not in the registry")
         self._open_runner = open_runner
         self._inspect = inspect
+        self._verify = verify
         self._life = Lifecycle(None if default_model is not None else _no_model(len(registry)), version=version)
         self._hub = EventHub(self._life.status())
         if default_model is not None:
@@ -184,11 +186,14 @@ class Manager:
         spec = self._registry[op.target_model_id]
         # A model is the same when its entry and its file are. The file is looked at before it is opened: one that is
         # replaced meanwhile counts as another from then on. A missing one gives no reason to let go of what answers.
-        identity = self._inspect(spec).identity
+        facts = self._inspect(spec)
+        identity = facts.identity
         held = self._held
         unchanged = held is not None and held.spec == spec and identity in (held.identity, None)
-        kept = self._life.begin(held if unchanged else None)
         log.info("switch started", extra={"op_id": op.op_id, "model_id": spec.id})
+        if not unchanged:
+            self._check(op, spec, facts.problem)
+        kept = self._life.begin(held if unchanged else None)
         self._publish("model_switch_started", op)
         if kept:
             return self._life.kept()
@@ -207,6 +212,18 @@ class Manager:
         self._held = tenant
         progress.finish()
         return self._life.loaded(tenant)
+
+    def _check(self, op: SwitchOp, spec: ModelSpec, problem: str | None) -> None:
+        """What can be known to fail before anything is unloaded fails here: whoever answers goes on answering."""
+        try:
+            if problem is not None:
+                raise LoadFailed(f"cannot load {spec.path}: {problem}")
+            self._verify(spec, lambda _pct: not self._life.stopping)
+        except LoadFailed as error:
+            self._publish("model_switch_started", op)
+            if self._life.stopping:
+                raise OpCancelled("the daemon is stopping") from error
+            raise
 
     def _open(self, tenant: Tenant, progress: Progress, freeing: Freeing) -> Runner:
         """Call the factory; a load that failed because it was told to end raises OpCancelled."""

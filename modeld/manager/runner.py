@@ -65,5 +65,8 @@ The memory of the model before may still be on its way back when this is called:
 progress callback returns, so nothing large may be taken before that.
 """
 
+Verify = Callable[[ModelSpec, Callable[[int], bool]], None]
+"""Compares the file with what the entry says about it (sha256). The callback gets percents; False ends it. Raises LoadFailed."""
+
 Inspect = Callable[[ModelSpec], FileFacts]
 """What the model's file says about itself; never raises for a bad or missing file, and remembers files it has read."""

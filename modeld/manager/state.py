@@ -230,12 +230,13 @@ class Lifecycle:
     def failed(self, state: OpState, error: OpError) -> SwitchOp:
         """The running op has ended without its model; `state` is failed or cancelled.
 
-        One that fails before it stopped admission leaves the model that answers, and the state, as they are.
+        One that fails before it stopped admission leaves the model that answers, and the state, as they are; the error is
+        kept until the next op succeeds.
         """
         with self._cond:
             if self._tenant is None:
                 self._fire(Trigger.FAILED)
-                self._error = error
+            self._error = error
             return self._ops.end(state, error)
 
     def cancel_queued(self, error: OpError) -> SwitchOp | None:
