@@ -53,6 +53,7 @@ class ModelSpec:
     n_batch: int = 2048  # rows of one decode, at most
     n_ubatch: int = 512
     n_threads: int = 0  # 0: the usable cores
+    max_step_ms: int = 250  # what a step may take while streams run and a prompt is read
     n_gpu_layers: int = -1
     main_gpu: int = 0
     split_mode: str = "layer"  # none | layer | row
@@ -193,6 +194,15 @@ class SamplingParams:
     logit_bias: tuple[tuple[int, float], ...] = ()
     seed: int | None = None  # 0..2**32-1; None: the model's, or a fresh one
     ignore_eos: bool = False
+    grammar: str | None = None  # GBNF whose rule `root` the answer follows
+
+
+@dataclass(frozen=True, slots=True)
+class JsonSchema:
+    """A JSON schema that an answer is to follow; `param` is where the request has it."""
+
+    value: object
+    param: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,12 +225,15 @@ class GenerateRequest:
     max_tokens: int | None = None  # None: what is left of the slot's context
     stop: tuple[str, ...] = ()
     sampling: SamplingParams = SamplingParams()
+    json_schema: JsonSchema | None = None  # becomes sampling.grammar before the request is queued
+    cache_prompt: bool = True  # take over cells of others with the same beginning, and leave one's own
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0  # of the prompt, found in the KV cache
 
     @property
     def total_tokens(self) -> int:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 
 from modeld.errors import InvalidRequest, OpCancelled
-from modeld.llm.adapter import DecodeAborted, DecodeInvalid, LoadProgress, Sampler, Span
+from modeld.llm.adapter import NO_TOKEN, DecodeAborted, DecodeInvalid, LoadProgress, Sampler, Span
 from modeld.types import ChatMessage, LoadedModel, ModelSpec, SamplingParams, Step
 
 N_VOCAB = 300
@@ -81,6 +81,7 @@ class FakeRuntime:
         self.fail_next: Exception | None = None
         self.batches: list[list[Span]] = []
         self.cells: dict[int, list[int]] = {}
+        self.copies: list[tuple[int, int]] = []
         self.open_samplers = 0
         self.closed = False
         self._aborted = threading.Event()
@@ -140,11 +141,25 @@ class FakeRuntime:
     def forget(self, slot: int) -> None:
         self.cells.pop(slot, None)
 
+    can_cut = True
+
+    def truncate(self, slot: int, n_tokens: int) -> bool:
+        if not self.can_cut:
+            return False
+        del self.cells.setdefault(slot, [])[n_tokens:]
+        return True
+
+    def copy(self, source: int, target: int) -> None:
+        assert self.can_cut
+        assert source != target
+        self.cells[target] = list(self.cells[source])
+        self.copies.append((source, target))
+
     def n_past(self, slot: int) -> int:
         return len(self.cells.get(slot, ()))
 
     def piece_or_eog(self, token: int) -> bytes | None:
-        return None if token == EOG else bytes([token])
+        return None if token in (EOG, NO_TOKEN) else bytes([token])
 
     def close(self) -> None:
         assert not self.closed
@@ -157,12 +172,17 @@ class FakeRuntime:
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         return list(text.encode())
 
+    def longest_piece(self) -> int:
+        return 1
+
     def detokenize(self, tokens: Sequence[int]) -> bytes:
         return bytes(tokens)
 
     def prepare(self, params: SamplingParams, tokens: Sequence[int] | None) -> None:
         if tokens is not None and any(not 0 <= token < N_VOCAB for token in tokens):
             raise InvalidRequest("token outside the vocabulary")
+        if params.grammar is not None and "root ::=" not in params.grammar:
+            raise InvalidRequest("no root", param="grammar")
 
     def render_chat(self, messages: Sequence[ChatMessage]) -> str:
         return "".join(message.content for message in messages)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 
-from modeld.engine.scheduler import Planned, Scheduler
+from modeld.engine.pace import Pace
+from modeld.engine.scheduler import Placed, Planned, Scheduler
 from modeld.engine.sequence import Sequence
 from modeld.engine.stream import TokenStream
 from modeld.errors import EngineFailed, LoadFailed, ModeldError, QueueFull, RequestCancelled
@@ -23,20 +25,25 @@ queue_log = logging.getLogger("modeld.queue")
 class Engine:
     """Continuous batching over one runtime: sequences join and leave between two decodes."""
 
-    def __init__(self, runtime: Runtime, model_id: str, *, queue_size: int, on_death: Callable[[Exception], None]) -> None:
-        """`queue_size`: requests that may wait beyond the slots. `on_death` is called from the engine thread, once, if it
-        dies by itself; it must not call back into the engine."""
+    def __init__(
+        self, runtime: Runtime, model_id: str, *, queue_size: int, max_step_s: float, on_death: Callable[[Exception], None]
+    ) -> None:
+        """`queue_size`: requests that may wait beyond the slots. `max_step_s`: what a step may take while streams run and a
+        prompt is read. `on_death` is called from the engine thread, once, if it dies by itself; it must not call back into
+        the engine."""
         self._runtime = runtime
         self._model_id = model_id
         self._capacity = runtime.n_slots + queue_size
         self._on_death = on_death
-        self._scheduler = Scheduler(runtime.n_slots, runtime.n_batch)
+        self._scheduler = Scheduler(runtime.n_slots, runtime.n_batch, shares=runtime.can_cut)
+        self._pace = Pace(max_step_s)
         self._inbox = threading.Condition()
-        # Guards the five below; notified when a submission, a cancellation or the stop arrives. Never held in a decode.
+        # Guards the six below; notified when a submission, a cancellation or the stop arrives. Never held in a decode.
         self._submitted: deque[Sequence] = deque()
         self._cancelled: deque[Sequence] = deque()
         self._n_open = 0  # admitted and not ended, those being tokenized included
         self._n_busy = 0  # slots in use after the last plan
+        self._decoding: dict[Sequence, int] = {}  # rows of each sequence in the decode that runs
         self._stop: ModeldError | None = None  # why nothing is accepted any more
         self._warm = threading.Event()  # set when the first decode has been tried
         self._warmup_error: Exception | None = None  # read after _warm
@@ -46,7 +53,10 @@ class Engine:
 
     def start(self) -> None:
         """Start the thread and wait for its warmup: one decode, one token. Raises LoadFailed if that fails."""
-        self._thread = start_thread("modeld-engine", self._run, stack_bytes=BIG_STACK_BYTES)
+        try:
+            self._thread = start_thread("modeld-engine", self._run, stack_bytes=BIG_STACK_BYTES)
+        except RuntimeError as error:
+            raise LoadFailed(f"the system refuses another thread: {error}") from error
         self._warm.wait()
         if self._warmup_error is not None:
             self._thread.join()
@@ -89,7 +99,7 @@ class Engine:
 
     def submit(self, sequence: Sequence) -> TokenStream:
         """Hand over a sequence that has a place. Raises why the engine is closed; the place is then still the caller's."""
-        sequence.stream = TokenStream(self._model_id, len(sequence.prompt), lambda: self._cancel(sequence))
+        sequence.stream = TokenStream(self._model_id, sequence.n_prompt, lambda: self._cancel(sequence))
         with self._inbox:
             if self._stop is not None:
                 raise copy.copy(self._stop)
@@ -100,6 +110,9 @@ class Engine:
     def _cancel(self, sequence: Sequence) -> None:
         with self._inbox:
             self._cancelled.append(sequence)
+            if 2 * self._decoding.get(sequence, 0) > sum(self._decoding.values()):
+                # Most of what runs is for nobody: a long prompt. The others' rows are decoded again.
+                self._runtime.set_abort(True)
             self._inbox.notify()
 
     def load(self) -> Load:
@@ -151,25 +164,49 @@ class Engine:
         for sequence in cancelled:
             if sequence in self._scheduler:  # else it ended by itself meanwhile
                 self._end(sequence, "", 0, Failed(RequestCancelled("the client left")))
-        placed = self._scheduler.place()
-        for sequence in placed:
-            sequence.sampler = self._runtime.sampler(sequence.sampling, sequence.seed, sequence.prompt)
-        if placed:
-            with self._inbox:
-                self._n_busy = self._scheduler.n_busy
+        while (placed := self._scheduler.place()) is not None:
+            self._take_over(placed)
+            placed.sequence.sampler = self._runtime.sampler(
+                placed.sequence.sampling, placed.sequence.seed, placed.sequence.tokens
+            )
+        while (move := self._scheduler.next_move()) is not None:
+            if move.rescue is not None:
+                self._runtime.copy(move.target, move.rescue)
+            self._runtime.copy(move.source, move.target)
+            self._runtime.forget(move.source)
+        with self._inbox:
+            self._n_busy = self._scheduler.n_busy
         return True
 
+    def _take_over(self, placed: Placed) -> None:
+        """Bring the slot's cells to what the sequence shares with others, or empty them."""
+        reuse, slot = placed.reuse, placed.slot
+        if reuse is not None:
+            if reuse.source != slot:
+                self._runtime.copy(reuse.source, slot)
+            if reuse.n_tokens == reuse.n_held or self._runtime.truncate(slot, reuse.n_tokens):
+                placed.sequence.n_cached = placed.sequence.n_reused = reuse.n_tokens
+                return
+        self._runtime.forget(slot)
+
     def _step(self) -> None:
-        planned = self._scheduler.plan()
+        planned = self._scheduler.plan(self._pace.budget())
         if not planned:
             return
         try:
-            self._runtime.decode([item.span for item in planned])
+            self._decode(planned)
         except DecodeAborted:
-            return  # only close() aborts, and _receive sees that next
+            for item in planned:
+                self._resync(item.sequence)
+            return
         except NoKvRoom as error:
-            # Slots own their cells, so this is a model whose memory works otherwise; the youngest gives way.
-            self._give_up(self._scheduler.youngest(planned), error)
+            # Slots own their cells, so this is a model whose memory works otherwise. What ended sequences left goes first,
+            # then the youngest gives way.
+            if cached := self._scheduler.forget_cache():
+                for slot in cached:
+                    self._runtime.forget(slot)
+            else:
+                self._give_up(self._scheduler.youngest(planned), error)
             return
         except DecodeInvalid as error:
             for item in planned:
@@ -186,14 +223,46 @@ class Engine:
             else:
                 self._end(sequence, text, 1, end)
 
+    def _decode(self, planned: list[Planned]) -> None:
+        """Run the decode, open to be aborted, and measure it."""
+        n_generating = sum(not item.sequence.in_prompt_phase for item in planned)
+        rows = {item.sequence: len(item.span.tokens) for item in planned}
+        with self._inbox:
+            if self._stop is not None:
+                raise DecodeAborted("the engine is closed")
+            self._decoding = rows
+        start = time.monotonic()
+        try:
+            self._runtime.decode([item.span for item in planned])
+        finally:
+            with self._inbox:
+                # Under the same lock as the flag is set: a late one must not hit the next decode.
+                self._decoding = {}
+                if self._stop is None:
+                    self._runtime.set_abort(False)
+        self._pace.measured(n_generating, sum(rows.values()) - n_generating, time.monotonic() - start)
+
+    def _resync(self, sequence: Sequence) -> None:
+        """After an abort: finished ubatches stay in the cache, and the last token is decoded again for its logits."""
+        slot = self._scheduler.slot_of(sequence)
+        n_held = self._runtime.n_past(slot)
+        n_kept = min(n_held, len(sequence.tokens) - 1)
+        if n_kept < n_held and not self._runtime.truncate(slot, n_kept):
+            self._runtime.forget(slot)
+            n_kept = 0
+        sequence.n_cached = n_kept
+
     def _give_up(self, item: Planned, error: Exception) -> None:
         log.error("request failed: %s", error, extra={"model_id": self._model_id, "slot": item.span.slot})
         self._end(item.sequence, "", 0, Failed(EngineFailed(f"the model could not go on with this request: {error}")))
 
     def _end(self, sequence: Sequence, text: str, n_tokens: int, end: Finished | Failed) -> None:
-        """The one way out for a sequence that the scheduler knows: slot, cells and chain are free before its end is told."""
-        slot = self._scheduler.remove(sequence)
-        if slot is not None:
+        """The one way out for a sequence that the scheduler knows: slot and chain are free before its end is told."""
+        # A client that left may come back with the same prompt; what failed is not trusted.
+        sound = isinstance(end, Finished) or isinstance(end.error, RequestCancelled)
+        keep_cells = self._runtime.can_cut and sequence.cache_prompt and sound
+        slot = self._scheduler.remove(sequence, keep_cells=keep_cells)
+        if slot is not None and not keep_cells:
             self._runtime.forget(slot)
         if sequence.sampler is not None:
             sequence.sampler.close()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from modeld.engine.engine import Engine
+from modeld.engine.gbnf import check_gbnf
+from modeld.engine.grammar import gbnf_of
 from modeld.engine.sequence import Sequence as TokenSequence
 from modeld.engine.stream import TokenStream
 from modeld.engine.workers import TokenizePool
@@ -15,6 +18,7 @@ from modeld.llm.adapter import LoadProgress, Runtime
 from modeld.types import ChatMessage, GenerateRequest, Load, LoadedModel, ModelSpec, Step
 
 T = TypeVar("T")
+LONG_TEXT_BYTES_PER_TOKEN = 16  # only texts longer than this are worth looking at the whole vocabulary, once a model
 
 
 class EngineRunner:
@@ -37,7 +41,9 @@ class EngineRunner:
                 raise OpCancelled(f"the load of model '{spec.id}' was cancelled before its warmup")
             self._pool = TokenizePool()
             try:
-                self._engine = Engine(self._runtime, spec.id, queue_size=queue_size, on_death=on_death)
+                self._engine = Engine(
+                    self._runtime, spec.id, queue_size=queue_size, max_step_s=spec.max_step_ms / 1000, on_death=on_death
+                )
                 self._engine.start()
             except BaseException:
                 self._pool.close(InvalidRequest("the model did not start"))
@@ -73,7 +79,7 @@ class EngineRunner:
         """
         self._engine.reserve()
         try:
-            tokens = self._pool.run(lambda: self._tokens(request))
+            request, tokens = self._pool.run(lambda: self._prepared(request))
             return self._engine.submit(self._sequence(request, tokens))
         except BaseException:
             self._engine.release()
@@ -88,22 +94,45 @@ class EngineRunner:
     def render_chat(self, messages: Sequence[ChatMessage]) -> str:
         return self._pool.run(lambda: self._runtime.render_chat(messages))
 
+    def _prepared(self, request: GenerateRequest) -> tuple[GenerateRequest, list[int]]:
+        """The request with its schema as a grammar, and the prompt's tokens. On a tokenize thread."""
+        if request.json_schema is not None:
+            sampling = dataclasses.replace(request.sampling, grammar=gbnf_of(request.json_schema))
+            request = dataclasses.replace(request, sampling=sampling)
+        elif request.sampling.grammar is not None:
+            check_gbnf(request.sampling.grammar)
+        return request, self._tokens(request)
+
     def _tokens(self, request: GenerateRequest) -> list[int]:
-        """The prompt's tokens. On a tokenize thread."""
+        """The prompt's tokens."""
         prompt = request.prompt
         if isinstance(prompt, str):
-            tokens = self._runtime.tokenize(prompt, add_special=True, parse_special=True)
+            tokens = self._tokenized(prompt, "prompt")
             given = None
         elif prompt and isinstance(prompt[0], ChatMessage):
             messages = [message for message in prompt if isinstance(message, ChatMessage)]
             text = self._runtime.render_chat(messages)
-            tokens = self._runtime.tokenize(text, add_special=True, parse_special=True)
+            tokens = self._tokenized(text, "messages")
             given = None
         else:
             tokens = [token for token in prompt if isinstance(token, int)]
             given = tokens
         self._runtime.prepare(request.sampling, given)
         return tokens
+
+    def _tokenized(self, text: str, param: str) -> list[int]:
+        """The text's tokens, unless it cannot fit whatever they are.
+
+        Some tokenizers need more than linear time: 1 MB took 80 s, during which no switch could end.
+        """
+        n_bytes, n_ctx_slot = len(text.encode()), self._runtime.n_ctx_slot
+        if n_bytes > LONG_TEXT_BYTES_PER_TOKEN * n_ctx_slot and n_bytes > self._runtime.longest_piece() * n_ctx_slot:
+            raise ContextLengthExceeded(
+                f"the prompt has {n_bytes} bytes, which are more than {n_ctx_slot} tokens of model '{self.spec.id}' can hold: "
+                f"the longest has {self._runtime.longest_piece()}",
+                param=param,
+            )
+        return self._runtime.tokenize(text, add_special=True, parse_special=True)
 
     def _sequence(self, request: GenerateRequest, tokens: list[int]) -> TokenSequence:
         n_ctx_slot = self._runtime.n_ctx_slot
@@ -122,6 +151,7 @@ class EngineRunner:
             limit=min(n_left, request.max_tokens or n_left),
             sampling=request.sampling,
             stop=request.stop,
-            # Not LLAMA_DEFAULT_SEED: it means "random" to libllama too, but then nobody could say which it was.
-            seed=secrets.randbits(32) % 0xFFFFFFFF if seed is None else seed,
+            cache_prompt=request.cache_prompt,
+            # LLAMA_DEFAULT_SEED means "random" to libllama; nobody could say then which one it was.
+            seed=(secrets.randbits(32) if seed is None else seed) % 0xFFFFFFFF,
         )

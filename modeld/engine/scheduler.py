@@ -5,16 +5,10 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
+from modeld.engine import prefix
+from modeld.engine.prefix import Reuse, Slot
 from modeld.engine.sequence import Sequence
 from modeld.llm.adapter import Span
-
-
-@dataclass(slots=True)
-class Slot:
-    """A place in the KV cache; `id` is the seq_id."""
-
-    id: int
-    sequence: Sequence | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,14 +19,38 @@ class Planned:
     sequence: Sequence
 
 
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A sequence that got a slot now, and what of its prompt the KV cache has already (None: nothing)."""
+
+    sequence: Sequence
+    slot: int
+    reuse: Reuse | None
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A running sequence changes its slot: its cells are copied from `source` to `target`, then dropped in `source`.
+
+    Before that, the cells that an ended sequence left in `target` are copied to `rescue`; None: they are given up.
+    """
+
+    source: int
+    target: int
+    rescue: int | None
+
+
 class Scheduler:
     """Slots, and the sequences that wait for one. Engine thread only."""
 
-    def __init__(self, n_slots: int, n_batch: int) -> None:
+    def __init__(self, n_slots: int, n_batch: int, *, shares: bool = True) -> None:
+        """`shares`: cells can be copied and cut (Runtime.can_cut); without, nothing is taken over and nobody moves."""
         self._n_batch = n_batch
+        self._shares = shares
         self._slots = [Slot(i) for i in range(n_slots)]
         self._waiting: deque[Sequence] = deque()
         self._running: dict[Sequence, Slot] = {}  # in the order in which they got their slots
+        self._n_ended = 0  # stamps the cells that ended sequences leave, for "least recently used"
 
     @property
     def n_busy(self) -> int:
@@ -50,6 +68,9 @@ class Scheduler:
     def __contains__(self, sequence: Sequence) -> bool:
         return sequence in self._running or sequence in self._waiting
 
+    def slot_of(self, sequence: Sequence) -> int:
+        return self._running[sequence].id
+
     def youngest(self, planned: list[Planned]) -> Planned:
         """The one whose sequence was admitted last."""
         order = {sequence: i for i, sequence in enumerate(self._running)}
@@ -58,48 +79,94 @@ class Scheduler:
     def add(self, sequence: Sequence) -> None:
         self._waiting.append(sequence)
 
-    def remove(self, sequence: Sequence) -> int | None:
-        """Forget a sequence that ended; the id of the slot it had, None if it still waited."""
+    def remove(self, sequence: Sequence, *, keep_cells: bool = False) -> int | None:
+        """Forget a sequence that ended; the id of the slot it had, None if it still waited.
+
+        With `keep_cells` its tokens stay in the slot as a cache until the slot is wanted; else the caller drops them.
+        """
         slot = self._running.pop(sequence, None)
         if slot is None:
             self._waiting.remove(sequence)
             return None
         slot.sequence = None
+        slot.cached = sequence.tokens[: sequence.n_cached] if keep_cells else []
+        self._n_ended += 1
+        slot.last_used = self._n_ended
         return slot.id
 
-    def place(self) -> list[Sequence]:
-        """Give the lowest free slots to those who wait longest; the sequences that got one now.
+    def forget_cache(self) -> list[int]:
+        """Give up all that ended sequences left; the slots whose cells the caller drops."""
+        slots = [slot for slot in self._slots if slot.sequence is None and slot.cached]
+        for slot in slots:
+            slot.cached = []
+        return [slot.id for slot in slots]
 
-        The lowest, since libllama splits a batch into passes of contiguous rising slots (facts/llama.md).
+    def place(self) -> Placed | None:
+        """Give a slot to the sequence that waits longest and need not wait for a prefix that another one is computing.
+
+        One at a time: what one takes decides what the next one finds.
         """
-        placed = []
-        for slot in self._slots:
-            if not self._waiting:
-                break
-            if slot.sequence is None:
-                slot.sequence = self._waiting.popleft()
-                self._running[slot.sequence] = slot
-                placed.append(slot.sequence)
-        return placed
+        if all(slot.sequence is not None for slot in self._slots):
+            return None
+        for sequence in self._waiting:
+            if self._shares and prefix.is_being_computed(sequence, self._running):
+                continue
+            slot, reuse = prefix.choose(sequence, self._slots)
+            self._waiting.remove(sequence)
+            slot.sequence, slot.cached = sequence, []
+            self._running[sequence] = slot
+            return Placed(sequence, slot.id, reuse)
+        return None
 
-    def plan(self) -> list[Planned]:
+    def next_move(self) -> Move | None:
+        """A move that makes the used slots more contiguous, None when they are.
+
+        libllama splits a batch into passes of contiguous rising slots: with holes, four streams run at the speed of one
+        (facts/llama.md, "Row order decides speed"). The outermost sequence goes into the lowest hole.
+        """
+        used = sorted(slot.id for slot in self._running.values())
+        if not self._shares or not used or used[-1] - used[0] == len(used) - 1:
+            return None
+        hole = next(slot for slot in self._slots[used[0] : used[-1]] if slot.sequence is None)
+        source = self._slots[used[-1]]
+        sequence = source.sequence
+        assert sequence is not None
+        rescue = self._rescue(hole)
+        hole.sequence, hole.cached = sequence, []
+        source.sequence, source.cached = None, []
+        self._running[sequence] = hole  # keeps its place in the order of admission
+        return Move(source.id, hole.id, rescue)
+
+    def _rescue(self, hole: Slot) -> int | None:
+        """Another free slot takes over what the hole has cached, if that is worth more than what it has itself."""
+        others = [slot for slot in self._slots if slot.sequence is None and slot is not hole]
+        target = min(others, key=lambda slot: slot.last_used if slot.cached else 0, default=None)
+        if target is None or not hole.cached or (target.cached and target.last_used > hole.last_used):
+            return None
+        target.cached, target.last_used = hole.cached, hole.last_used
+        return target.id
+
+    def plan(self, prompt_budget: int) -> list[Planned]:
         """The spans of the next decode, by slot: a row for each sequence in the generation phase, then prompts.
 
         Prompts share what is left of n_batch in order of admission; one that does not fit goes on in the next decode.
+        While sequences are in the generation phase, prompts get `prompt_budget` rows at most (>= 1).
         """
-        room = self._n_batch - sum(not sequence.in_prompt_phase for sequence in self._running)
+        n_generating = sum(not sequence.in_prompt_phase for sequence in self._running)
+        room = self._n_batch - n_generating
+        if n_generating:
+            room = min(room, prompt_budget)
         planned = []
         for sequence, slot in self._running.items():
+            start = sequence.n_cached
             if not sequence.in_prompt_phase:
-                span = Span(slot.id, sequence.n_past, (sequence.last_token,), True)
+                rows = sequence.tokens[start:]
             elif room > 0:
-                start = sequence.n_prompt_done
-                piece = sequence.prompt[start : start + room]
-                room -= len(piece)
-                span = Span(slot.id, start, piece, start + len(piece) == len(sequence.prompt))
+                rows = sequence.tokens[start : start + room]
+                room -= len(rows)
             else:
                 continue
-            planned.append(Planned(span, sequence))
+            planned.append(Planned(Span(slot.id, start, rows, start + len(rows) == len(sequence.tokens)), sequence))
         planned.sort(key=lambda item: item.span.slot)
         return planned
 
@@ -107,8 +174,7 @@ class Scheduler:
         """The decode of `planned` is done: the sequences that have logits now, with the index of their span."""
         ready = []
         for index, item in enumerate(planned):
-            if item.sequence.in_prompt_phase:
-                item.sequence.n_prompt_done += len(item.span.tokens)
+            item.sequence.n_cached += len(item.span.tokens)
             if item.span.output:
                 ready.append((item.sequence, index))
         return ready

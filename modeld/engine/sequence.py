@@ -1,4 +1,4 @@
-"""What becomes of one request's tokens? Sequence: the prompt's progress, the limits, the finish reason, exact usage."""
+"""What becomes of one request's tokens? Sequence: what is in the KV cache, the limits, the finish reason, exact usage."""
 
 from __future__ import annotations
 
@@ -9,41 +9,54 @@ from modeld.types import Finished, SamplingParams, Usage
 
 
 class Sequence:
-    """One request between its admission and its end. Engine thread only, once it was submitted."""
+    """One request between its admission and its end. Engine thread only, once it was submitted.
 
-    def __init__(self, tokens: list[int], *, limit: int, sampling: SamplingParams, stop: tuple[str, ...], seed: int) -> None:
+    `tokens` are the prompt's and the generated ones; the first `n_cached` of them are in the slot's KV cache, the others
+    are to be decoded. With one to go it is in the generation phase, with more in the prompt phase (again, if its cells
+    were lost).
+    """
+
+    def __init__(
+        self,
+        tokens: list[int],
+        *,
+        limit: int,
+        sampling: SamplingParams,
+        stop: tuple[str, ...],
+        seed: int,
+        cache_prompt: bool = True,
+    ) -> None:
         """`tokens`: the prompt, at least one. `limit`: tokens to generate at most, >= 1."""
-        self.prompt = tokens
+        self.tokens = tokens
+        self.n_prompt = len(tokens)
+        self.n_cached = 0
+        self.n_reused = 0  # prompt tokens that another sequence had computed
+        self.cache_prompt = cache_prompt
         self.sampling = sampling
         self.seed = seed
         self.stream: TokenStream  # set by the engine before anybody else sees the sequence
         self.sampler: Sampler | None = None
-        self.n_prompt_done = 0  # prompt tokens in the KV cache
-        self.n_generated = 0
-        self.last_token = -1
         self._limit = limit
         self._text = TextAssembler(stop)
 
     @property
-    def in_prompt_phase(self) -> bool:
-        return self.n_prompt_done < len(self.prompt)
+    def n_generated(self) -> int:
+        return len(self.tokens) - self.n_prompt
 
     @property
-    def n_past(self) -> int:
-        """Positions in the KV cache: the prompt's and the generated tokens', without the last one, which goes in next."""
-        return self.n_prompt_done + max(0, self.n_generated - 1)
+    def in_prompt_phase(self) -> bool:
+        return self.n_cached < self.n_prompt or len(self.tokens) - self.n_cached > 1
 
     @property
     def usage(self) -> Usage:
-        return Usage(len(self.prompt), self.n_generated)
+        return Usage(self.n_prompt, self.n_generated, self.n_reused)
 
     def accept(self, token: int, piece: bytes | None) -> tuple[str, Finished | None]:
         """Take a sampled token with its bytes (None: EOG). The text to show now, and the end if it has come.
 
         An EOG token counts as generated, as in llama-server's usage.
         """
-        self.n_generated += 1
-        self.last_token = token
+        self.tokens.append(token)
         if piece is None:
             return self._text.flush(), Finished("stop", self.usage)
         text, stopped = self._text.feed(piece)

@@ -35,7 +35,8 @@ class TextAssembler:
     def flush(self) -> str:
         """What was held back, when the sequence ends without a stop string."""
         text, self._held = self._held + self._decoder.decode(b"", final=True), ""
-        return text
+        # What the last bytes became may complete a stop string that has U+FFFD in it.
+        return text[: min((i for i in map(text.find, self._stop) if i >= 0), default=len(text))]
 
     def _n_possible_stop(self, text: str) -> int:
         """The length of the longest end of `text` with which a stop string begins."""

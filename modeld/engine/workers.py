@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from modeld.errors import ModeldError
+from modeld.errors import LoadFailed, ModeldError
 from modeld.threads import BIG_STACK_BYTES, start_thread
 
 T = TypeVar("T")
@@ -24,7 +24,14 @@ class TokenizePool:
         self._lock = threading.Lock()
         # Guards _closed together with the put that depends on it: no job is queued behind the threads' end.
         self._closed: ModeldError | None = None
-        self._threads = [start_thread(f"modeld-tokenize-{i}", self._work, stack_bytes=BIG_STACK_BYTES) for i in range(N_THREADS)]
+        self._threads: list[threading.Thread] = []
+        try:
+            for i in range(N_THREADS):
+                self._threads.append(start_thread(f"modeld-tokenize-{i}", self._work, stack_bytes=BIG_STACK_BYTES))
+        except RuntimeError as error:
+            failed = LoadFailed(f"the system refuses another thread: {error}")
+            self.close(failed)
+            raise failed from error
 
     def run(self, job: Callable[[], T]) -> T:
         """The job's result, or its exception; waits. Raises why the pool is closed."""
@@ -36,7 +43,7 @@ class TokenizePool:
         return future.result()
 
     def close(self, reason: ModeldError) -> None:
-        """Refuse new jobs, let the queued ones end, join. Idempotent."""
+        """Refuse new jobs, fail the queued ones with the reason, let the running ones end, join. Idempotent."""
         with self._lock:
             if self._closed is None:
                 self._closed = reason
@@ -48,6 +55,11 @@ class TokenizePool:
     def _work(self) -> None:
         while (item := self._jobs.get()) is not None:
             job, future = item
+            with self._lock:
+                closed = self._closed
+            if closed is not None:
+                future.set_exception(copy.copy(closed))
+                continue
             try:
                 future.set_result(job())
             except BaseException as error:  # noqa: BLE001 - raised again where the caller waits

@@ -120,6 +120,9 @@ _CHAT = _Shape(
 def _generate(request: Request, service: Service, asked: CompletionRequest, shape: _Shape) -> Response | StreamResponse:
     created = int(time.time())
     answer_id = shape.id_prefix + uuid.uuid4().hex
+    loaded = service.loaded()
+    if loaded is not None:  # so that a refusal names it, too
+        request.reply_fields["X-Model-Id"] = loaded.id
     generation = service.generate(asked.generate)
     request.reply_fields["X-Model-Id"] = generation.model_id
     request.on_client_gone(generation.cancel)
@@ -216,4 +219,5 @@ def _usage_json(usage: Usage) -> dict[str, object]:
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.total_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
     }

@@ -7,10 +7,12 @@ nothing, so that nobody gets an answer that silently lacks what was asked (contr
 from __future__ import annotations
 
 import re
+import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from modeld.errors import InvalidRequest
+from modeld.httpapi.constraint import parse_constraint
 from modeld.httpapi.fields import INT32_MAX, Fields, brief, missing, out_of_range, token_ids, wrong_type
 from modeld.httpapi.strictjson import parse_object
 from modeld.types import ChatMessage, GenerateRequest, SamplingParams
@@ -45,7 +47,7 @@ def parse_chat(body: bytes, request_id: str) -> CompletionRequest:
 
 
 def _parse(fields: Fields, prompt: str | tuple[int, ...] | tuple[ChatMessage, ...], request_id: str) -> CompletionRequest:
-    fields.boolean("cache_prompt", True)  # checked only: what is kept of a prompt changes its time, not its answer
+    json_schema = parse_constraint(fields)
     return CompletionRequest(
         generate=GenerateRequest(
             request_id=request_id,
@@ -54,6 +56,8 @@ def _parse(fields: Fields, prompt: str | tuple[int, ...] | tuple[ChatMessage, ..
             max_tokens=_max_tokens(fields),
             stop=_stop(fields),
             sampling=_sampling(fields),
+            json_schema=json_schema,
+            cache_prompt=fields.boolean("cache_prompt", True),
         ),
         stream=fields.boolean("stream", False),
         include_usage=fields.object("stream_options").boolean("include_usage", False),
@@ -186,7 +190,9 @@ def _sampling(fields: Fields) -> SamplingParams:
 def _seed(fields: Fields) -> int | None:
     """OpenAI's seeds have 64 bits, the samplers' 32: the low ones count. -1 asks for a fresh one, as in llama-server."""
     seed = fields.integer("seed", -(2**63), 2**64 - 1)
-    return None if seed is None or seed == -1 else seed % 2**32
+    if seed == -1:
+        return secrets.randbits(32)  # not None, which would take the seed of the model's entry
+    return None if seed is None else seed % 2**32
 
 
 def _logit_bias(fields: Fields) -> tuple[tuple[int, float], ...]:
@@ -229,20 +235,17 @@ def _false(value: object) -> bool:
 
 
 def _empty(value: object) -> bool:
-    return value in ("", [], {})
+    return value in ([], {})
 
 
 def _not_positive(value: object) -> bool:
-    return isinstance(value, (int, float)) and value <= 0  # false among them
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value <= 0
 
 
 # Parameter -> whether a value (never null) asks for nothing.
 _UNSUPPORTED: Mapping[str, Callable[[object], bool]] = {
     "n": _one,
     "logprobs": _false,
-    "grammar": lambda value: value == "",
-    "json_schema": lambda _: False,
-    "response_format": lambda value: isinstance(value, dict) and value.get("type") == "text",
     # llama-server's samplers and answers beyond ours
     "mirostat": _not_positive,
     "dynatemp_range": _not_positive,
@@ -250,8 +253,20 @@ _UNSUPPORTED: Mapping[str, Callable[[object], bool]] = {
     "xtc_probability": _not_positive,
     "top_n_sigma": _not_positive,
     "n_probs": _not_positive,
+    "min_keep": _not_positive,
+    "adaptive_target": lambda value: isinstance(value, (int, float)) and value < 0,
     "samplers": _empty,
     "lora": _empty,
+    "t_max_predict_ms": _not_positive,
+    "n_indent": _not_positive,
+    "return_tokens": _false,
+    "return_progress": _false,
+    "timings_per_token": _false,
+    "post_sampling_probs": _false,
+    "response_fields": _empty,
+    "image_data": _empty,
+    "grammar_lazy": _false,
+    "grammar_triggers": _empty,
 }
 _UNSUPPORTED_COMPLETION: Mapping[str, Callable[[object], bool]] = {
     **_UNSUPPORTED,
@@ -270,6 +285,11 @@ _UNSUPPORTED_CHAT: Mapping[str, Callable[[object], bool]] = {
     "modalities": lambda value: value == ["text"],
     "web_search_options": lambda _: False,
     "chat_template_kwargs": _empty,
+    "add_generation_prompt": lambda value: value is True,
+    "continue_final_message": _false,
+    "reasoning_format": lambda value: value in ("none", "auto"),
+    "reasoning_effort": lambda value: value == "none",
+    "verbosity": lambda value: value == "medium",
 }
 
 

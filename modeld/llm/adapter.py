@@ -12,6 +12,9 @@ LoadProgress = Callable[[Step, int], bool]
 """Called with a step and whole percents 0..100 while a model loads; answering False cancels the load."""
 
 
+NO_TOKEN = -1  # LLAMA_TOKEN_NULL
+
+
 @dataclass(frozen=True, slots=True)
 class Span:
     """Consecutive rows of one sequence: `tokens` at positions `pos`, `pos + 1`, ... of `slot` (its seq_id).
@@ -40,6 +43,7 @@ class Runtime(Protocol):
     n_slots: int
     n_ctx_slot: int  # positions that one sequence may take
     n_batch: int  # rows of one decode, at most, and at least n_slots
+    can_cut: bool  # truncate and copy work; not for recurrent memories and sliding windows
 
     def describe(self) -> LoadedModel: ...
 
@@ -55,16 +59,25 @@ class Runtime(Protocol):
         """A new chain; `history` are the prompt's tokens, which the penalties look back on."""
 
     def sample(self, wanted: Sequence[tuple[Sampler, int]]) -> list[int]:
-        """A token for each (chain, index into the spans of the last decode, whose `output` was True)."""
+        """A token for each (chain, index into the spans of the last decode, whose `output` was True).
+
+        NO_TOKEN where a grammar leaves none: the sequence ends as by EOG, and its chain is not asked again.
+        """
 
     def forget(self, slot: int) -> None:
         """Drop the slot's sequence from the KV cache."""
+
+    def truncate(self, slot: int, n_tokens: int) -> bool:
+        """Keep the first `n_tokens` positions of the slot's sequence. False: this memory cannot be cut; forget it."""
+
+    def copy(self, source: int, target: int) -> None:
+        """Give `target` all that `source` holds; what `target` held is gone. Only where can_cut."""
 
     def n_past(self, slot: int) -> int:
         """Positions of the slot's sequence that the KV cache holds."""
 
     def piece_or_eog(self, token: int) -> bytes | None:
-        """The bytes of a generated token (none for a control token); None for an EOG token."""
+        """The bytes of a generated token (none for a control token); None for an EOG token and NO_TOKEN."""
 
     def close(self) -> None:
         """Free chains, context and model, in that order. After it no method may be called."""
@@ -78,12 +91,16 @@ class Runtime(Protocol):
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]: ...
 
+    def longest_piece(self) -> int:
+        """Bytes of the longest piece of the vocabulary. The first call looks at all of it."""
+
     def detokenize(self, tokens: Sequence[int]) -> bytes: ...
 
     def prepare(self, params: SamplingParams, tokens: Sequence[int] | None) -> None:
         """Look up what the request's chain will need, and check token ids that the client chose.
 
-        Raises InvalidRequest for an id outside the vocabulary.
+        Raises InvalidRequest for an id outside the vocabulary, and for a grammar (checked by engine.gbnf) that libllama
+        does not take.
         """
 
     def render_chat(self, messages: Sequence[ChatMessage]) -> str:

@@ -188,6 +188,16 @@ class Context(Handle):
         """Drop a whole sequence from the KV cache; always possible, for recurrent models too."""
         self._lib.llama_memory_seq_rm(self._memory, slot, -1, -1)
 
+    def truncate(self, slot: int, n_tokens: int) -> bool:
+        """Keep positions 0..n_tokens-1. False on recurrent memories, and where a sliding window has lost the beginning."""
+        if n_tokens and self._lib.llama_memory_seq_pos_min(self._memory, slot) > 0:
+            return False
+        return bool(self._lib.llama_memory_seq_rm(self._memory, slot, n_tokens, -1))
+
+    def copy(self, source: int, target: int) -> None:
+        """Copy a whole sequence to another stream; a part of one asserts (facts). Done with the next decode."""
+        self._lib.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+
     def n_past(self, slot: int) -> int:
         """Positions that the KV cache holds of the slot's sequence."""
         return int(self._lib.llama_memory_seq_pos_max(self._memory, slot)) + 1

@@ -20,6 +20,7 @@ from ctypes import (
     c_int,
     c_int8,
     c_int32,
+    c_int64,
     c_size_t,
     c_uint32,
     c_uint64,
@@ -40,6 +41,7 @@ LLAMA_LOAD_MODE_NONE = 0
 LLAMA_LOAD_MODE_MMAP = 1
 LLAMA_LOAD_MODE_MLOCK = 2
 LLAMA_LOAD_MODE_MMAP_MLOCK = 3
+LLAMA_VOCAB_TYPE_NONE = 0
 LLAMA_SPLIT_MODE_NONE = 0
 LLAMA_SPLIT_MODE_LAYER = 1
 LLAMA_SPLIT_MODE_ROW = 2
@@ -99,6 +101,14 @@ ggml_log_callback = CFUNCTYPE(None, c_int, c_char_p, c_void_p)
 llama_progress_callback = CFUNCTYPE(c_bool, c_float, c_void_p)
 
 # -- structs, passed by value in and out --------------------------------------------------------------------------------
+
+
+class llama_token_data(Structure):  # noqa: N801
+    _fields_ = (("id", c_int32), ("logit", c_float), ("p", c_float))
+
+
+class llama_token_data_array(Structure):  # noqa: N801
+    _fields_ = (("data", POINTER(llama_token_data)), ("size", c_size_t), ("selected", c_int64), ("sorted", c_bool))
 
 
 class llama_model_params(Structure):  # noqa: N801
@@ -201,6 +211,8 @@ class ggml_threadpool_params(Structure):  # noqa: N801
 
 
 STRUCTS: tuple[type[Structure], ...] = (
+    llama_token_data,
+    llama_token_data_array,
     llama_model_params,
     llama_context_params,
     llama_batch,
@@ -252,14 +264,20 @@ SIGNATURES: tuple[Function, ...] = (
     Function("llama_memory_t llama_get_memory(const struct llama_context * ctx)", memory_p, (context_p,)),
     Function("const struct llama_vocab * llama_model_get_vocab(const struct llama_model * model)", vocab_p, (model_p,)),
     Function("int32_t llama_model_n_ctx_train(const struct llama_model * model)", c_int32, (model_p,)),
+    Function("int32_t llama_model_n_swa(const struct llama_model * model)", c_int32, (model_p,)),
+    Function("enum llama_vocab_type llama_vocab_type(const struct llama_vocab * vocab)", c_int, (vocab_p,)),
     Function("int32_t llama_vocab_n_tokens(const struct llama_vocab * vocab)", c_int32, (vocab_p,)),
     Function("int32_t llama_model_desc(const struct llama_model * model, char * buf, size_t buf_size)", c_int32, (model_p, c_char_p, c_size_t)),
     Function("const char * llama_model_chat_template(const struct llama_model * model, const char * name)", c_char_p, (model_p, c_char_p)),
     Function("uint64_t llama_model_n_params(const struct llama_model * model)", c_uint64, (model_p,)),
     Function("bool llama_model_has_encoder(const struct llama_model * model)", c_bool, (model_p,)),
     Function("bool llama_model_has_decoder(const struct llama_model * model)", c_bool, (model_p,)),
+    Function("bool llama_model_is_recurrent(const struct llama_model * model)", c_bool, (model_p,)),
+    Function("bool llama_model_is_hybrid(const struct llama_model * model)", c_bool, (model_p,)),
     # KV cache
     Function("bool llama_memory_seq_rm(llama_memory_t mem, llama_seq_id seq_id, llama_pos p0, llama_pos p1)", c_bool, (memory_p, c_int32, c_int32, c_int32)),
+    Function("void llama_memory_seq_cp(llama_memory_t mem, llama_seq_id seq_id_src, llama_seq_id seq_id_dst, llama_pos p0, llama_pos p1)", None, (memory_p, c_int32, c_int32, c_int32, c_int32)),
+    Function("llama_pos llama_memory_seq_pos_min(llama_memory_t mem, llama_seq_id seq_id)", c_int32, (memory_p, c_int32)),
     Function("llama_pos llama_memory_seq_pos_max(llama_memory_t mem, llama_seq_id seq_id)", c_int32, (memory_p, c_int32)),
     # decode
     Function("int32_t llama_decode(struct llama_context * ctx, struct llama_batch batch)", c_int32, (context_p, llama_batch)),
@@ -276,6 +294,7 @@ SIGNATURES: tuple[Function, ...] = (
     Function("int32_t llama_chat_apply_template(const char * tmpl, const struct llama_chat_message * chat, size_t n_msg, bool add_ass, char * buf, int32_t length)", c_int32, (c_char_p, POINTER(llama_chat_message), c_size_t, c_bool, c_char_p, c_int32)),
     # samplers
     Function("void llama_sampler_accept(struct llama_sampler * smpl, llama_token token)", None, (sampler_p, c_int32)),
+    Function("void llama_sampler_apply(struct llama_sampler * smpl, llama_token_data_array * cur_p)", None, (sampler_p, POINTER(llama_token_data_array))),
     Function("void llama_sampler_free(struct llama_sampler * smpl)", None, (sampler_p,)),
     Function("struct llama_sampler * llama_sampler_chain_init(struct llama_sampler_chain_params params)", sampler_p, (llama_sampler_chain_params,)),
     Function("void llama_sampler_chain_add(struct llama_sampler * chain, struct llama_sampler * smpl)", None, (sampler_p, sampler_p)),
@@ -286,6 +305,7 @@ SIGNATURES: tuple[Function, ...] = (
     Function("struct llama_sampler * llama_sampler_init_min_p(float p, size_t min_keep)", sampler_p, (c_float, c_size_t)),
     Function("struct llama_sampler * llama_sampler_init_typical(float p, size_t min_keep)", sampler_p, (c_float, c_size_t)),
     Function("struct llama_sampler * llama_sampler_init_temp(float t)", sampler_p, (c_float,)),
+    Function("struct llama_sampler * llama_sampler_init_grammar(const struct llama_vocab * vocab, const char * grammar_str, const char * grammar_root)", sampler_p, (vocab_p, c_char_p, c_char_p)),
     Function("struct llama_sampler * llama_sampler_init_penalties(int32_t n_vocab, int32_t penalty_last_n, float penalty_repeat, float penalty_freq, float penalty_present)", sampler_p, (c_int32, c_int32, c_float, c_float, c_float)),
     Function("struct llama_sampler * llama_sampler_init_logit_bias(int32_t n_vocab, int32_t n_logit_bias, const llama_logit_bias * logit_bias)", sampler_p, (c_int32, c_int32, POINTER(llama_logit_bias))),
     Function("llama_token llama_sampler_sample(struct llama_sampler * smpl, struct llama_context * ctx, int32_t idx)", c_int32, (sampler_p, context_p, c_int32)),

@@ -77,6 +77,8 @@ class Model(Handle):
     def _refuse_unsupported(self) -> None:
         if not self._lib.llama_model_has_decoder(self) or self._lib.llama_model_has_encoder(self):
             raise LoadFailed(f"{self.path} has an encoder: modeld generates text with decoder-only models")
+        if self._lib.llama_vocab_type(self._lib.llama_model_get_vocab(self)) == C.LLAMA_VOCAB_TYPE_NONE:
+            raise LoadFailed(f"{self.path} has no vocabulary: the first text to tokenize would end the process")
 
     def describe(self) -> str:
         """llama_model_desc, e.g. "llama 0.5B Q4_0"."""
@@ -91,6 +93,12 @@ class Model(Handle):
     @property
     def n_ctx_train(self) -> int:
         return int(self._lib.llama_model_n_ctx_train(self))
+
+    @property
+    def can_cut(self) -> bool:
+        """Whether a sequence's cells can be cut at any position: no recurrent state, no sliding window."""
+        lib = self._lib
+        return not (lib.llama_model_is_recurrent(self) or lib.llama_model_is_hybrid(self) or lib.llama_model_n_swa(self) > 0)
 
     @property
     def chat_template(self) -> str | None:

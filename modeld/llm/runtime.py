@@ -6,10 +6,11 @@ import logging
 import time
 from collections.abc import Sequence
 
-from modeld.llm.adapter import LoadProgress, Sampler, Span
+from modeld.llm.adapter import NO_TOKEN, LoadProgress, Sampler, Span
 from modeld.llm.backend import Backend, backend
 from modeld.llm.chat import ChatTemplate
 from modeld.llm.context import Context
+from modeld.llm.grammar import Candidates, GrammarSampler
 from modeld.llm.model import Model
 from modeld.llm.sampler import SamplerChain
 from modeld.types import ChatMessage, LoadedModel, ModelSpec, SamplingParams, Step
@@ -31,15 +32,32 @@ class LlamaRuntime:
         except BaseException:
             self._model.close()
             raise
+        try:
+            self._describe(spec)
+        except BaseException:
+            self.close()
+            raise
+
+    def _describe(self, spec: ModelSpec) -> None:
+        """What the model is and what its context came to be."""
         self._vocab = self._model.vocab
         self.n_slots = self._context.n_slots
         self.n_ctx_slot = self._context.n_ctx_slot
         self.n_batch = self._context.n_batch
         self.n_vocab = self._vocab.n_tokens
+        self._candidates: Candidates | None = None  # made for the first grammar
+        self.can_cut = self._model.can_cut
         template = spec.chat_template or self._model.chat_template
         bos, eos = self._special_piece(self._vocab.bos), self._special_piece(self._vocab.eos)
         adds_bos = self._vocab.tokenize("", add_special=True, parse_special=False)[:1] == [self._vocab.bos]
-        self._chat = ChatTemplate(lib, template, spec.id, bos=bos, eos=eos, adds_bos=adds_bos)
+        self._chat = ChatTemplate(self._lib, template, spec.id, bos=bos, eos=eos, adds_bos=adds_bos)
+        if self._context.n_ctx != (spec.n_ctx or self._model.n_ctx_train):
+            log.warning(
+                "n_ctx: %d asked, %d KV cells made: libllama rounds each slot up to a multiple of 256",
+                spec.n_ctx,
+                self._context.n_ctx,
+                extra={"model_id": spec.id},
+            )
         if template is not None and self._chat.engine is None:
             log.warning(
                 "the chat template cannot be used, /v1/chat/completions will answer 400: %s",
@@ -78,35 +96,63 @@ class LlamaRuntime:
         self._context.decode(spans)
 
     def sampler(self, params: SamplingParams, seed: int, history: Sequence[int]) -> Sampler:
-        return SamplerChain(self._lib, self._vocab, params, seed=seed, n_ctx_slot=self.n_ctx_slot, history=history)
+        return SamplerChain(
+            self._lib,
+            self._vocab,
+            params,
+            seed=seed,
+            n_ctx_slot=self.n_ctx_slot,
+            history=history,
+            candidates=self._all_candidates,
+        )
+
+    def _all_candidates(self) -> Candidates:
+        if self._candidates is None:
+            self._candidates = Candidates(self._lib, self.n_vocab)
+        return self._candidates
 
     def sample(self, wanted: Sequence[tuple[Sampler, int]]) -> list[int]:
-        # llama_sampler_sample accepts the token into the chain by itself; a second accept would count it twice.
-        sample, context, row = self._lib.llama_sampler_sample, self._context, self._context.row
-        return [sample(chain, context, row(span)) for chain, span in wanted]
+        context, row = self._context, self._context.row
+        tokens = []
+        for chain, span in wanted:
+            assert isinstance(chain, SamplerChain)
+            token = chain.sample(context, row(span))
+            tokens.append(NO_TOKEN if token is None else token)
+        return tokens
 
     def forget(self, slot: int) -> None:
         self._context.forget(slot)
+
+    def truncate(self, slot: int, n_tokens: int) -> bool:
+        return self._context.truncate(slot, n_tokens)
+
+    def copy(self, source: int, target: int) -> None:
+        self._context.copy(source, target)
 
     def n_past(self, slot: int) -> int:
         return self._context.n_past(slot)
 
     def piece_or_eog(self, token: int) -> bytes | None:
-        return self._vocab.piece_or_eog(token)
+        return None if token == NO_TOKEN else self._vocab.piece_or_eog(token)
 
     def close(self) -> None:
         self._context.close()
         self._model.close()
+        self._backend.ring.quiet = False
 
     # -- any thread
 
     def set_abort(self, on: bool) -> None:
+        self._backend.ring.quiet = on
         self._context.abort.set(on)
 
     # -- the tokenize threads
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         return self._vocab.tokenize(text, add_special=add_special, parse_special=parse_special)
+
+    def longest_piece(self) -> int:
+        return self._vocab.longest_piece()
 
     def detokenize(self, tokens: Sequence[int]) -> bytes:
         return self._vocab.detokenize(tokens)
@@ -121,3 +167,5 @@ class LlamaRuntime:
         self._vocab.check([token for token, _ in params.logit_bias], "logit_bias")
         if params.ignore_eos:
             self._vocab.eog_tokens()
+        if params.grammar:
+            GrammarSampler(self._lib, self._vocab, params.grammar).close()  # so that the engine thread's own will succeed

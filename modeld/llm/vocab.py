@@ -23,8 +23,9 @@ class Vocab:
         self._model = model
         self.n_tokens = int(lib.llama_vocab_n_tokens(self))
         self._pieces: dict[int, bytes | None] = {}  # None: EOG. Filled by the engine thread, item by item
-        self._eog_lock = threading.Lock()  # guards _eog; two tokenize threads may want it at once
+        self._eog_lock = threading.Lock()  # guards the two below; two tokenize threads may want one at once
         self._eog: tuple[int, ...] | None = None
+        self._longest_piece: int | None = None
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         """Token ids of the text. `add_special`: BOS and the like by the model's own rule. Needs a big stack.
@@ -90,6 +91,15 @@ class Vocab:
                 is_eog = self._lib.llama_vocab_is_eog
                 self._eog = tuple(token for token in range(self.n_tokens) if is_eog(self, token))
             return self._eog
+
+    def longest_piece(self) -> int:
+        """Bytes of the longest piece, found once: some 100 ms with 152,000 tokens, so not on the engine thread."""
+        with self._eog_lock:
+            if self._longest_piece is None:
+                # With no room at all the result is minus the room that is needed (llama.h, llama_token_to_piece).
+                room, empty = self._lib.llama_token_to_piece, ctypes.create_string_buffer(1)
+                self._longest_piece = max(abs(room(self, token, empty, 0, 0, True)) for token in range(self.n_tokens))
+            return self._longest_piece
 
     @property
     def bos(self) -> int:

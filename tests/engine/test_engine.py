@@ -92,6 +92,16 @@ def test_a_prompt_that_cannot_fit_is_refused_with_the_numbers(runner: EngineRunn
     assert runner.load().queued == 0
 
 
+def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenized(runner: EngineRunner, runtime: FakeRuntime) -> None:
+    def never(text: str, **_: bool) -> list[int]:
+        raise AssertionError("tokenized")
+
+    runtime.tokenize = never  # type: ignore[method-assign]
+    with pytest.raises(ContextLengthExceeded, match=r"5000 bytes, .* 64 tokens"):
+        runner.submit(request("x" * 5000))
+    assert runner.load().queued == 0
+
+
 def test_an_empty_prompt_is_refused(runner: EngineRunner) -> None:
     with pytest.raises(InvalidRequest, match="no tokens"):
         runner.submit(request(""))
@@ -151,7 +161,7 @@ def test_a_client_that_leaves_frees_its_slot_before_the_next_decode(runner: Engi
     runtime.gate.let(1)
     runtime.gate.wait_arrived(WARMUP + 3)
     assert [s.slot for s in runtime.batches[-1]] == [1]
-    assert 0 not in runtime.cells
+    assert runner.load().slots_busy == 1
     runtime.gate.open()
     assert collect(staying)[0] == "abcdefghij"
     end = collect(leaving)[1]
@@ -224,6 +234,41 @@ def test_a_request_that_is_tokenized_while_the_model_leaves_is_told_so(runtime: 
     runner.free()
     assert [type(error) for error in errors] == [ModelSwitched]
     assert runtime.closed
+
+
+def test_prompts_that_wait_for_a_tokenize_thread_are_told_that_the_model_left(runtime: FakeRuntime) -> None:
+    runner = open_fake(runtime)
+    entered, go_on = threading.Semaphore(0), threading.Event()
+
+    def slow(text: str, **_: bool) -> list[int]:
+        entered.release()
+        assert go_on.wait(10)
+        return list(text.encode())
+
+    runtime.tokenize = slow  # type: ignore[method-assign]
+    errors: list[Exception] = []
+
+    def submit() -> None:
+        try:
+            runner.submit(request())
+        except Exception as error:  # noqa: BLE001 - looked at below
+            errors.append(error)
+
+    submitters = [threading.Thread(target=submit) for _ in range(5)]
+    for submitter in submitters:
+        submitter.start()
+    for _ in range(2):
+        assert entered.acquire(timeout=10)
+    closer = threading.Thread(target=runner.close, args=(ModelSwitched("left"),))
+    closer.start()
+    while runner._pool._closed is None:
+        pass
+    go_on.set()
+    for thread in (*submitters, closer):
+        thread.join(10)
+    runner.free()
+    assert [type(error) for error in errors] == [ModelSwitched] * 5
+    assert not entered.acquire(blocking=False), "a job that waited was run"
 
 
 @pytest.mark.parametrize("error", [NoKvRoom("full"), DecodeInvalid("bad")])
@@ -314,3 +359,85 @@ def test_a_long_prompt_goes_in_pieces_beside_running_rows(runner: EngineRunner, 
     rows = [[(s.slot, len(s.tokens)) for s in batch] for batch in runtime.batches[WARMUP:]]
     assert [(0, 1), (1, 31)] in rows
     assert [(0, 1), (1, 9)] in rows
+
+
+# -- what sequences share -----------------------------------------------------------------------------------------------
+
+
+def test_a_beginning_is_computed_once(runner: EngineRunner, runtime: FakeRuntime) -> None:
+    shared = "s" * 25
+    first = collect(runner.submit(request(shared + "1", max_tokens=2)))[1]
+    second = collect(runner.submit(request(shared + "2", max_tokens=2)))[1]
+    assert isinstance(first, Finished)
+    assert isinstance(second, Finished)
+    assert (first.usage.cached_tokens, second.usage.cached_tokens) == (0, 25)
+    assert [(s.slot, s.pos, len(s.tokens)) for s in runtime.batches[-2]] == [(0, 25, 1)]
+
+
+def test_a_running_sequence_lends_its_cells(runner: EngineRunner, runtime: FakeRuntime) -> None:
+    runtime.gate.shut()
+    first = runner.submit(request("s" * 30))
+    runtime.gate.wait_arrived(WARMUP + 1)
+    second = runner.submit(request("s" * 25 + "x"))
+    runtime.gate.let(1)
+    runtime.gate.wait_arrived(WARMUP + 2)
+    assert runtime.copies == [(0, 1)]
+    assert [(s.slot, s.pos, len(s.tokens)) for s in runtime.batches[-1]] == [(0, 30, 1), (1, 25, 1)]
+    runtime.gate.open()
+    assert collect(first)[0] == collect(second)[0] == "abcdefghij"
+
+
+def test_memory_that_cannot_be_cut_is_neither_shared_nor_moved() -> None:
+    runtime = FakeRuntime()
+    runtime.can_cut = False
+    runner = open_fake(runtime)
+    for _ in range(2):
+        end = collect(runner.submit(request("s" * 30)))[1]
+        assert isinstance(end, Finished)
+        assert end.usage.cached_tokens == 0
+    runner.close(ModelSwitched("over"))
+    runner.free()
+    assert not runtime.copies
+
+
+def test_holes_are_closed_by_moving_the_outermost_sequence(runner: EngineRunner, runtime: FakeRuntime) -> None:
+    runtime.gate.shut()
+    streams = [runner.submit(request(letter * 3)) for letter in "uvwx"]
+    runtime.gate.wait_arrived(WARMUP + 1)
+    runtime.gate.let(1)
+    runtime.gate.wait_arrived(WARMUP + 2)
+    streams[1].cancel()
+    runtime.gate.let(1)
+    runtime.gate.wait_arrived(WARMUP + 3)
+    assert [s.slot for s in runtime.batches[-1]] == [0, 1, 2]
+    runtime.gate.open()
+    for i in (0, 2, 3):
+        assert collect(streams[i])[0] == "abcdefghij"
+
+
+def test_a_long_prompt_of_a_client_that_left_is_aborted_and_the_others_lose_nothing() -> None:
+    runtime = FakeRuntime(n_batch=40)
+    runner = open_fake(runtime)
+    runtime.gate.shut()
+    staying = runner.submit(request("aa"))
+    runtime.gate.wait_arrived(WARMUP + 1)
+    runtime.gate.let(1)
+    runtime.gate.wait_arrived(WARMUP + 2)
+    leaving = runner.submit(request("b" * 35))
+    runtime.gate.let(1)
+    runtime.gate.wait_arrived(WARMUP + 3)
+    leaving.cancel()  # the gate stays shut: only the abort flag ends this decode
+    assert isinstance(collect(leaving)[1], Failed)
+    runtime.gate.open()
+    assert collect(staying)[0] == "abcdefghij"
+    runner.close(ModelSwitched("over"))
+    runner.free()
+
+
+def test_caches_give_way_before_a_running_request_does(runner: EngineRunner, runtime: FakeRuntime) -> None:
+    collect(runner.submit(request("s" * 30)))
+    runtime.gate.shut()
+    stream = runner.submit(request("other"))
+    runtime.fail_next = NoKvRoom("full")
+    runtime.gate.open()
+    assert collect(stream)[0] == "abcdefghij"

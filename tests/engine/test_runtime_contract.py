@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from modeld.errors import InvalidRequest
-from modeld.llm.adapter import DecodeAborted, DecodeInvalid, Runtime, Span
+from modeld.llm.adapter import NO_TOKEN, DecodeAborted, DecodeInvalid, Runtime, Span
 from modeld.llm.runtime import LlamaRuntime
 from modeld.types import ChatMessage, ModelSpec, SamplingParams
 from tests.fake_runtime import FakeRuntime
@@ -76,3 +76,11 @@ def test_the_numbers(runtime: Runtime) -> None:
     about = runtime.describe()
     assert (runtime.n_slots, runtime.n_ctx_slot, runtime.n_batch) == (about.n_slots, about.n_ctx_slot, about.n_batch)
     assert runtime.n_batch >= runtime.n_slots
+
+
+def test_grammars_are_prepared_and_no_token_ends_a_sequence(runtime: Runtime) -> None:
+    runtime.prepare(SamplingParams(grammar='root ::= "a"'), None)
+    with pytest.raises(InvalidRequest) as caught:
+        runtime.prepare(SamplingParams(grammar='main ::= "a"'), None)
+    assert caught.value.param == "grammar"
+    assert runtime.piece_or_eog(NO_TOKEN) is None

@@ -40,6 +40,7 @@ def test_bytes_that_never_become_a_character_show_as_replacement() -> None:
         (("aab",), [b"a", b"a", b"a", b"b", b"z"], "a", True),
         (("€",), [b"1", "€".encode()[:2], "€".encode()[2:]], "1", True),
         (("stop",), [b"st"], "st", False),
+        (("a\ufffd",), [b"xa", b"\xe4"], "x", False),
     ],
 )
 def test_stop_strings(stop: tuple[str, ...], pieces: list[bytes], expected: str, met: bool) -> None:

@@ -203,6 +203,12 @@ def test_narrow_samplers_are_greedy(runtime: LlamaRuntime, params: SamplingParam
     assert text(runtime, generate(runtime, "12+30=", 2, params, seed=3)) == "42"
 
 
+def test_the_longest_piece_bounds_every_token(runtime: LlamaRuntime) -> None:
+    longest = runtime.longest_piece()
+    assert 1 <= longest < 100
+    assert max(len(runtime.detokenize([token])) for token in range(runtime.n_vocab)) == longest
+
+
 def test_text_survives_tokens(runtime: LlamaRuntime) -> None:
     for sample in ("12+30=", "héllo wörld €5", "\n\t x", "日本", "a\U0001f600b"):
         tokens = runtime.tokenize(sample, add_special=False, parse_special=False)

@@ -1,0 +1,350 @@
+"""Which grammar makes an answer follow a JSON schema? gbnf_of(): a schema -> GBNF, or 400 naming the keyword. Pure.
+
+Each document that the grammar allows is valid JSON and follows the schema; not each that the schema allows is made:
+properties come in the order given, undeclared ones beside declared ones do not come, white space and digits are bounded,
+so that a model cannot spin in them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import NoReturn
+from urllib.parse import unquote
+
+from modeld.engine.gbnf import check_gbnf
+from modeld.errors import InvalidRequest
+from modeld.types import JsonSchema
+
+MAX_DEPTH = 60
+MAX_RULES = 3000
+MAX_GRAMMAR_BYTES = 256 * 1024
+MAX_LENGTH = 20_000  # of strings, where minLength and maxLength bound them
+MAX_ITEMS = 1000
+MAX_READINGS = 64
+_CHUNK = 50  # characters of a string that are counted as one
+
+_ANNOTATIONS = frozenset(
+    "title description default examples $schema $id $comment deprecated readOnly writeOnly strict $defs definitions".split()
+)
+_OF_TYPE: Mapping[str, tuple[str, ...]] = {
+    "object": ("properties", "required", "additionalProperties"),
+    "array": ("items", "prefixItems", "minItems", "maxItems"),
+    "string": ("minLength", "maxLength"),
+    "number": (),
+    "integer": (),
+    "boolean": (),
+    "null": (),
+}
+_ALONE = ("enum", "const", "anyOf", "oneOf", "allOf", "$ref")  # each says all; only `type` may stand beside enum and const
+_SUPPORTED = _ANNOTATIONS | {"type", *_ALONE} | {keyword for keywords in _OF_TYPE.values() for keyword in keywords}
+
+# Rules that a schema's own may name; only those that are reached are written. No surrogates: they are no characters.
+_BASE = {
+    "ws": r'(" " | "\n" " "{0,16})?',
+    "char": r'[ !#-\[\]-\uD7FF\uE000-\U0010FFFF] | "\\" (["\\/bfnrt] | "u" hex4)',
+    "hex4": "[0-9a-cA-Ce-fE-F] hex hex hex | [dD] [0-7] hex hex",
+    "hex": "[0-9a-fA-F]",
+    "chunk": f"char{{{_CHUNK}}}",
+    "string": r'"\"" char* "\""',
+    "integer": '"-"? ("0" | [1-9] [0-9]{0,15})',
+    "number": 'integer ("." [0-9]{1,16})? ([eE] [-+]? [0-9]{1,2})?',
+    "boolean": '"true" | "false"',
+    "null": '"null"',
+    "object": r'"{" ws (member ("," ws member)*)? "}"',
+    "member": r'string ":" ws value ws',
+    "array": '"[" ws (value ws ("," ws value ws)*)? "]"',
+    "value": "object | array | string | number | boolean | null",
+}
+
+
+def gbnf_of(schema: JsonSchema) -> str:
+    """The grammar of the documents. Raises InvalidRequest with the keyword and where it stands."""
+    converter = _Converter(schema)
+    root = converter.rule(schema.value, "", 0)
+    text = converter.text(root)
+    try:
+        check_gbnf(text, max_bytes=MAX_GRAMMAR_BYTES)
+    except InvalidRequest as error:
+        why = f"{schema.param}: no grammar can be made of the schema: {error.message.rpartition('used: ')[2]}"
+        raise InvalidRequest(why, param=schema.param) from None
+    return text
+
+
+class _Converter:
+    """Collects the rules of one schema. `at` is a JSON pointer into it, for messages."""
+
+    def __init__(self, schema: JsonSchema) -> None:
+        self._schema = schema
+        self._rules: dict[str, str] = {}
+        self._refs: dict[str, str] = {}  # $ref -> its rule
+        self._n_subschemas = 0
+        self._n_readings: dict[str, int] = {}  # $ref -> _readings of what it names
+
+    def text(self, root: str) -> str:
+        """All rules, root first, and those of the base that they lead to."""
+        rules = {"root": root, **self._rules}
+        for name, body in _BASE.items():  # all: unreached rules cost nothing but bytes, and there are few
+            rules.setdefault(name, body)
+        return "".join(f"{name} ::= {body}\n" for name, body in rules.items())
+
+    def rule(self, schema: object, at: str, depth: int) -> str:
+        """The name of a rule for the subschema."""
+        self._n_subschemas += 1
+        if depth > MAX_DEPTH or self._n_subschemas > MAX_RULES:
+            self._refuse(at, f"nests deeper than {MAX_DEPTH} or has more than {MAX_RULES} parts")
+        if schema is True:
+            return "value"
+        if not isinstance(schema, dict):
+            self._refuse(at, "allows nothing" if schema is False else "must be an object or true")
+        for keyword in schema:
+            if keyword not in _SUPPORTED:
+                self._refuse(f"{at}/{keyword}", "is a keyword that is not supported")
+        alone = [keyword for keyword in _ALONE if keyword in schema]
+        if not alone:
+            return self._typed(schema, at, depth)
+        for keyword in schema.keys() - _ANNOTATIONS - {alone[0]}:
+            if keyword != "type" or alone[0] not in ("enum", "const"):
+                self._refuse(f"{at}/{keyword}", f"is not supported beside {alone[0]}")
+        return self._alone(alone[0], schema, at, depth)
+
+    def _alone(self, keyword: str, schema: Mapping[str, object], at: str, depth: int) -> str:
+        value, at = schema[keyword], f"{at}/{keyword}"
+        if keyword == "$ref":
+            return self._reference(value, at, depth)
+        if keyword == "const":
+            return self._literals([value], schema, at)
+        if not isinstance(value, list) or not value:
+            self._refuse(at, "must be an array with at least one item")
+        if keyword == "enum":
+            return self._literals(value, schema, at)
+        if keyword == "allOf" and len(value) != 1:
+            self._refuse(at, "is supported with one item only")
+        # oneOf as anyOf: what fits two of its schemas would have to be kept out, which no grammar of this kind can say.
+        names = [self.rule(item, f"{at}/{i}", depth + 1) for i, item in enumerate(value)]
+        if keyword != "allOf" and self._begin_alike(value, at):
+            n_readings = self._readings({"anyOf": value}, at, frozenset())
+            if n_readings > MAX_READINGS:
+                self._refuse(at, f"can be read in {n_readings} ways at once, more than {MAX_READINGS}")
+        return self._either(names)
+
+    def _readings(self, schema: object, at: str, active: frozenset[str]) -> int:
+        """In how many ways a document may be read at once, until a later character tells.
+
+        libllama follows them all. With alternatives that begin alike, and that lead back to themselves, they double with each
+        level, and one token takes for ever.
+        """
+        if not isinstance(schema, dict):
+            return 1
+        if (ref := schema.get("$ref")) is not None:
+            if ref in active:
+                self._refuse(at, f"has alternatives that begin alike, and {ref!r} leads back to itself")
+            if ref not in self._n_readings:
+                self._n_readings[ref] = self._readings(self._target(ref, at), at, active | {ref})
+            return self._n_readings[ref]
+        branches = schema.get("anyOf") or schema.get("oneOf")
+        if isinstance(branches, list):
+            inside_each = [self._readings(branch, at, active) for branch in branches]
+            return sum(inside_each) if self._begin_alike(branches, at) else max(inside_each, default=1)
+        inside = [schema.get("items"), *_items(schema.get("prefixItems")), *_items(schema.get("allOf"))]
+        properties = schema.get("properties")
+        inside += properties.values() if isinstance(properties, dict) else ()
+        return max((self._readings(part, at, active) for part in inside), default=1)
+
+    def _begin_alike(self, branches: list[object], at: str) -> bool:
+        """Whether the first character does not tell the branches with parts of their own from each other."""
+        kinds = [self._kinds(branch, at, frozenset()) for branch in branches]
+        return any(sum(kind in some for some in kinds) > 1 for kind in ("object", "array"))
+
+    def _kinds(self, schema: object, at: str, active: frozenset[str]) -> frozenset[str]:
+        """Which of object and array a document may be."""
+        if not isinstance(schema, dict):
+            return frozenset(("object", "array"))
+        ref = schema.get("$ref")
+        if ref is not None:
+            return frozenset() if ref in active else self._kinds(self._target(ref, at), at, active | {ref})
+        branches = [*_items(schema.get("anyOf")), *_items(schema.get("oneOf")), *_items(schema.get("allOf"))]
+        if branches:
+            return frozenset().union(*(self._kinds(branch, at, active) for branch in branches))
+        if "enum" in schema or "const" in schema:
+            return frozenset()  # literals hold no alternatives
+        return frozenset(self._types(schema, at)) & {"object", "array"}
+
+    def _reference(self, ref: object, at: str, depth: int) -> str:
+        target = self._target(ref, at)
+        assert isinstance(ref, str)
+        if ref not in self._refs:
+            name = self._refs[ref] = self._new("")  # before its body, which may refer to it
+            self._rules[name] = self.rule(target, ref[1:], depth + 1)
+        return self._refs[ref]
+
+    def _target(self, ref: object, at: str) -> object:
+        if not isinstance(ref, str) or not (ref == "#" or ref.startswith("#/")):
+            self._refuse(at, "must be a local reference like #/$defs/name")
+        target: object = self._schema.value
+        for part in ref.split("/")[1:]:
+            key = unquote(part).replace("~1", "/").replace("~0", "~")
+            if not isinstance(target, dict) or key not in target:
+                self._refuse(at, f"{ref[:80]!r} is not in the schema")
+            target = target[key]
+        return target
+
+    def _literals(self, values: list[object], schema: Mapping[str, object], at: str) -> str:
+        types = self._types(schema, at.rpartition("/")[0])
+        fitting = [value for value in values if any(_is(value, name) for name in types)]
+        if not fitting:
+            self._refuse(at, f"has no value of type {', '.join(types)}")
+        texts = (json.dumps(value, ensure_ascii=False, separators=(",", ":")) for value in fitting)
+        return self._either(_literal(text) for text in dict.fromkeys(texts))
+
+    def _types(self, schema: Mapping[str, object], at: str) -> list[str]:
+        """The types it names; without `type`, those that its keywords speak of, else all."""
+        value = schema.get("type")
+        if value is None and "type" not in schema:
+            spoken = [name for name, keywords in _OF_TYPE.items() if any(keyword in schema for keyword in keywords)]
+            return spoken or list(_OF_TYPE)
+        names = value if isinstance(value, list) else [value]
+        if not names or not all(isinstance(name, str) and name in _OF_TYPE for name in names):
+            self._refuse(f"{at}/type", f"must be of {', '.join(_OF_TYPE)}")
+        return list(dict.fromkeys(names))
+
+    def _typed(self, schema: Mapping[str, object], at: str, depth: int) -> str:
+        types = self._types(schema, at)
+        if len(types) == len(_OF_TYPE) and not any(keyword in schema for keywords in _OF_TYPE.values() for keyword in keywords):
+            return "value"
+        return self._either([self._one_type(name, schema, at, depth) for name in types])
+
+    def _one_type(self, name: str, schema: Mapping[str, object], at: str, depth: int) -> str:
+        if not any(keyword in schema for keyword in _OF_TYPE[name]):
+            return name  # the rule of the base
+        if name == "object":
+            return self._object(schema, at, depth)
+        return self._array(schema, at, depth) if name == "array" else self._string(schema, at)
+
+    def _string(self, schema: Mapping[str, object], at: str) -> str:
+        low, high = self._bounds(schema, at, "minLength", "maxLength", MAX_LENGTH)
+        q, r = divmod(low, _CHUNK)
+        body = f"chunk{{{q}}} char{{{r}}}" if q else f"char{{{low}}}" if low else ""
+        if high is None:
+            body += " char*"
+        elif high - low >= 2 * _CHUNK:
+            # Counted in chunks, for char{0,2000} would be 2000 rules; what is left is 49 to 98, so that each length has a way.
+            q = (high - low - _CHUNK + 1) // _CHUNK
+            body += f" chunk{{0,{q}}} char{{0,{high - low - q * _CHUNK}}}"
+        elif high > low:
+            body += f" char{{0,{high - low}}}"
+        return self._new(rf'"\"" {body} "\""')
+
+    def _array(self, schema: Mapping[str, object], at: str, depth: int) -> str:
+        low, high = self._bounds(schema, at, "minItems", "maxItems", MAX_ITEMS)
+        first = schema.get("prefixItems", [])
+        if not isinstance(first, list):
+            self._refuse(f"{at}/prefixItems", "must be an array")
+        heads = [self.rule(item, f"{at}/prefixItems/{i}", depth + 1) for i, item in enumerate(first)]
+        rest = schema.get("items", not first)  # beside prefixItems, further items come only when asked for
+        item = None if rest is False else self.rule(rest, f"{at}/items", depth + 1)
+        if item is None:
+            high = len(heads) if high is None else min(high, len(heads))
+        if high is not None and high < low:
+            self._refuse(f"{at}/minItems", f"is {low}, but {high} items are the most")
+        n_heads = len(heads) if high is None else min(high, len(heads))
+        n_low, n_high = max(0, low - n_heads), None if high is None else high - n_heads
+        if item is None or n_high == 0:
+            tail = '""'
+        elif n_heads:
+            tail = self._new(f'"," ws {item} ws') + _times(n_low, n_high)
+        else:
+            # A rule and not a group: libllama multiplies the rules of a repeated group.
+            more = self._new(f'"," ws {item} ws') + _times(max(0, n_low - 1), None if n_high is None else n_high - 1)
+            tail = self._new(f"{item} ws {more}" if n_low else f"({item} ws {more})?")
+        for i in reversed(range(n_heads)):
+            comma = '"," ws ' if i else ""
+            body = f"{comma}{heads[i]} ws {tail}"
+            tail = self._new(body if i < low else f"({body})?")
+        return self._new(f'"[" ws {tail} "]"')
+
+    def _object(self, schema: Mapping[str, object], at: str, depth: int) -> str:
+        properties = schema.get("properties", {})
+        if not isinstance(properties, dict):
+            self._refuse(f"{at}/properties", "must be an object")
+        required = schema.get("required", [])
+        if not isinstance(required, list) or not all(isinstance(name, str) for name in required):
+            self._refuse(f"{at}/required", "must be an array of strings")
+        for name in required:
+            if name not in properties:
+                self._refuse(f"{at}/required", f"names {name[:80]!r}, which properties lacks")
+        others = schema.get("additionalProperties", "properties" not in schema)
+        if not isinstance(others, (bool, dict)):
+            self._refuse(f"{at}/additionalProperties", "must be a boolean or a schema")
+        if isinstance(others, dict) and properties:
+            self._refuse(f"{at}/additionalProperties", "is supported as a schema only where no properties are declared")
+        if others is not False and not properties:
+            member = f'string ":" ws {self.rule(others, f"{at}/additionalProperties", depth + 1)} ws'
+            return self._new(f'"{{" ws ({member} ("," ws {member})*)? "}}"')
+        # `head`: what may follow while nothing is written yet; `tail`: behind a member.
+        head = tail = '""'  # not nothing: GBNF would take the next line for the end of this one
+        for name, inner in reversed(properties.items()):
+            key = json.dumps(name, ensure_ascii=False)
+            pair = self._new(f"{_literal(key + ':')} ws {self.rule(inner, f'{at}/properties/{_escaped(name)}', depth + 1)} ws")
+            if name in required:
+                head, tail = self._new(f"{pair} {tail}"), self._new(f'"," ws {pair} {tail}')
+            else:
+                head, tail = self._new(f"{pair} {tail} | {head}"), self._new(f'("," ws {pair})? {tail}')
+        return self._new(f'"{{" ws {head} "}}"')
+
+    def _bounds(self, schema: Mapping[str, object], at: str, low: str, high: str, most: int) -> tuple[int, int | None]:
+        found: list[int | None] = []
+        for keyword in (low, high):
+            value = schema.get(keyword, 0)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value) or value < 0:
+                self._refuse(f"{at}/{keyword}", "must be a whole number, 0 or above")
+            if value > most:
+                self._refuse(f"{at}/{keyword}", f"is {value}; at most {most} is supported")
+            found.append(None if keyword not in schema else int(value))
+        n_low, n_high = found[0] or 0, found[1]
+        if n_high is not None and n_high < n_low:
+            self._refuse(f"{at}/{high}", f"is less than {low}")
+        return n_low, n_high
+
+    def _either(self, names: Iterable[str]) -> str:
+        alternates = list(dict.fromkeys(names))
+        if len(alternates) == 1 and not alternates[0].startswith('"'):
+            return alternates[0]
+        return self._new(" | ".join(alternates))
+
+    def _new(self, body: str) -> str:
+        name = f"r{len(self._rules)}"
+        self._rules[name] = body
+        return name
+
+    def _refuse(self, at: str, why: str) -> NoReturn:
+        param = self._schema.param
+        raise InvalidRequest(f"{param}: {at[:200] or 'the schema'} {why}", param=param)
+
+
+def _items(value: object) -> list[object]:
+    return value if isinstance(value, list) else []
+
+
+def _times(low: int, high: int | None) -> str:
+    return f"{{{low},{'' if high is None else high}}}"
+
+
+def _literal(text: str) -> str:
+    """The text as a GBNF literal."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\x7f", "\\x7F")
+    return f'"{escaped}"'
+
+
+def _escaped(name: str) -> str:
+    """As a part of a JSON pointer (RFC 6901)."""
+    return name.replace("~", "~0").replace("/", "~1")
+
+
+def _is(value: object, name: str) -> bool:
+    """Whether a JSON value has the type of that name."""
+    if isinstance(value, bool) or value is None:
+        return name == ("null" if value is None else "boolean")
+    if isinstance(value, (int, float)):
+        return name == "number" or (name == "integer" and value == int(value))
+    return name == ("string" if isinstance(value, str) else "array" if isinstance(value, list) else "object")

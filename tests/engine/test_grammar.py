@@ -1,0 +1,201 @@
+"""JSON schema -> GBNF: every document that the grammar allows follows the schema, and what cannot be said is refused."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+
+from modeld.engine.grammar import gbnf_of
+from modeld.errors import InvalidRequest
+from modeld.types import JsonSchema
+from tests.json_schema import follows
+from tests.random_gbnf import walk
+
+PERSON = {
+    "$defs": {"tag": {"type": "string", "minLength": 1, "maxLength": 5}},
+    "type": "object",
+    "title": "Person",
+    "properties": {
+        "name": {"type": "string", "maxLength": 150, "description": "all of it"},
+        'o"dd\\': {"type": ["integer", "null"]},
+        "tags": {"type": "array", "items": {"$ref": "#/$defs/tag"}, "minItems": 1, "maxItems": 3},
+    },
+    "required": ["name", "tags"],
+    "additionalProperties": False,
+}
+TREE = {"type": "object", "properties": {"left": {"anyOf": [{"$ref": "#"}, {"type": "null"}]}}, "required": ["left"]}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {},
+        {"type": "object"},
+        {"type": "array"},
+        {"type": "string"},
+        {"type": "string", "minLength": 3},
+        {"type": "string", "minLength": 3, "maxLength": 3},
+        {"type": "string", "minLength": 0, "maxLength": 0},
+        {"type": "string", "minLength": 120, "maxLength": 400},
+        {"type": "string", "maxLength": 2_000},
+        {"type": "number"},
+        {"type": "integer"},
+        {"type": "boolean"},
+        {"type": "null"},
+        {"type": ["string", "integer", "null"]},
+        {"enum": ["a", 'q"\\\n\x7f', 1, 1.5, None, True, {"a": [1, {}]}, "日本"]},
+        {"type": "string", "enum": ["a", "b", 3]},
+        {"const": "only"},
+        {"const": {"a": 1}},
+        {"anyOf": [{"type": "integer"}, {"type": "array", "items": {"type": "null"}}]},
+        {"oneOf": [{"type": "integer"}, {"type": "null"}]},
+        {"allOf": [{"type": "integer"}], "title": "x"},
+        PERSON,
+        TREE,
+        {"properties": {}},
+        {"type": "object", "properties": {"a": {}, "b": {"type": "null"}, "c": True}, "required": ["b"]},
+        {"type": "object", "properties": {"a": {"const": 1}, "b": {"const": 2}}, "additionalProperties": True},
+        {"type": "object", "additionalProperties": {"type": "integer"}},
+        {"items": {"type": "integer"}},
+        {"type": "array", "items": {"type": "integer"}, "minItems": 2},
+        {"type": "array", "items": {"type": "integer"}, "maxItems": 1},
+        {"type": "array", "items": {"type": "integer"}, "maxItems": 0},
+        {"type": "array", "items": {"type": "integer"}, "minItems": 1, "maxItems": 1},
+        {"type": "array", "minItems": 3, "maxItems": 5},
+        {"type": "array", "prefixItems": [{"type": "integer"}, {"type": "null"}]},
+        {"type": "array", "prefixItems": [{"type": "integer"}, {"type": "null"}], "minItems": 2, "items": False},
+        {"type": "array", "prefixItems": [{"type": "integer"}], "items": {"type": "string"}, "minItems": 3, "maxItems": 4},
+        {"type": "array", "prefixItems": [{"type": "integer"}, {"type": "null"}], "maxItems": 1, "items": True},
+    ],
+    ids=lambda schema: json.dumps(schema)[:60],
+)
+def test_every_document_of_the_grammar_follows_the_schema(schema):
+    grammar = gbnf_of(JsonSchema(schema, "json_schema"))
+    chance = random.Random(1)
+    for _ in range(40):
+        document = walk(grammar, chance)
+        problem = follows(json.loads(document), schema)
+        assert not problem, f"{problem}: {document!r}"
+
+
+def test_both_ends_of_a_length_are_reached():
+    grammar = gbnf_of(JsonSchema({"type": "string", "minLength": 2, "maxLength": 4}, "p"))
+    chance = random.Random(1)
+    assert {len(json.loads(walk(grammar, chance))) for _ in range(300)} == {2, 3, 4}
+
+
+def test_optional_properties_come_in_all_combinations_in_order():
+    schema = {"properties": {"a": {"const": 1}, "b": {"const": 2}, "c": {"const": 3}}, "required": ["b"]}
+    grammar = gbnf_of(JsonSchema(schema, "p"))
+    chance = random.Random(1)
+    assert {"".join(json.loads(walk(grammar, chance))) for _ in range(200)} == {"b", "ab", "bc", "abc"}
+
+
+@pytest.mark.parametrize(
+    ("schema", "where"),
+    [
+        ({"type": "string", "pattern": "^a"}, "/pattern is a keyword that is not supported"),
+        ({"type": "string", "format": "date"}, "/format "),
+        ({"properties": {"a/b": {"type": "integer", "minimum": 3}}}, "/properties/a~1b/minimum "),
+        ({"items": {"maximum": 3}}, "/items/maximum "),
+        ({"multipleOf": 2}, "/multipleOf "),
+        ({"not": {}}, "/not "),
+        ({"if": {}}, "/if "),
+        ({"patternProperties": {}}, "/patternProperties "),
+        ({"propertyNames": {}}, "/propertyNames "),
+        ({"uniqueItems": True}, "/uniqueItems "),
+        ({"contains": {}}, "/contains "),
+        ({"minProperties": 1}, "/minProperties "),
+        ({"nonsense": 1}, "/nonsense "),
+        ({"type": "date"}, "/type must be of"),
+        ({"type": None}, "/type must be of"),
+        ({"type": []}, "/type must be of"),
+        ({"enum": []}, "/enum must be an array"),
+        ({"type": "integer", "enum": ["a"]}, "/enum has no value of type integer"),
+        ({"anyOf": {}}, "/anyOf must be an array"),
+        ({"anyOf": [{"type": "null"}, {"format": "x"}]}, "/anyOf/1/format "),
+        ({"anyOf": [{}], "properties": {}}, "/properties is not supported beside anyOf"),
+        ({"enum": ["a"], "minLength": 3}, "/minLength is not supported beside enum"),
+        ({"allOf": [{}, {}]}, "/allOf is supported with one item only"),
+        ({"$ref": "https://example.org/x"}, r"/\$ref must be a local reference"),
+        ({"$ref": "#/$defs/x"}, r"/\$ref '#/\$defs/x' is not in the schema"),
+        ({"$ref": "#"}, "can begin with itself"),
+        ({"properties": [], "type": "object"}, "/properties must be an object"),
+        ({"properties": {"a": 3}}, "/properties/a must be an object or true"),
+        ({"properties": {"a": False}}, "/properties/a allows nothing"),
+        ({"properties": {}, "required": ["a"]}, "/required names 'a'"),
+        ({"required": "a"}, "/required must be an array of strings"),
+        ({"properties": {"a": {}}, "additionalProperties": {}}, "/additionalProperties is supported as a schema only"),
+        ({"additionalProperties": 3}, "/additionalProperties must be"),
+        ({"minLength": -1}, "/minLength must be a whole number"),
+        ({"minLength": 1.5}, "/minLength must be a whole number"),
+        ({"maxLength": True}, "/maxLength must be a whole number"),
+        ({"maxLength": 10**15}, "/maxLength is 1000000000000000; at most 20000"),
+        ({"maxItems": 1001}, "/maxItems is 1001; at most 1000"),
+        ({"minLength": 3, "maxLength": 2}, "/maxLength is less than minLength"),
+        ({"prefixItems": [{}], "minItems": 2}, "/minItems is 2, but 1 items are the most"),
+        ({"prefixItems": {}}, "/prefixItems must be an array"),
+        ({"enum": list(range(5000))}, "more than 2000 alternates"),
+        ({"const": "x" * 300_000}, "at most 262144"),
+    ],
+    ids=lambda value: json.dumps(value)[:50],
+)
+def test_what_is_not_supported_is_named_with_its_place(schema, where):
+    with pytest.raises(InvalidRequest, match=where) as caught:
+        gbnf_of(JsonSchema(schema, "response_format.json_schema.schema"))
+    assert caught.value.param == "response_format.json_schema.schema"
+    assert caught.value.message.startswith("response_format.json_schema.schema: ")
+    assert len(caught.value.message) < 400
+
+
+def test_a_deep_or_wide_schema_is_refused():
+    deep: dict[str, object] = {}
+    for _ in range(90):
+        deep = {"items": deep}
+    with pytest.raises(InvalidRequest, match="nests deeper than 60"):
+        gbnf_of(JsonSchema(deep, "p"))
+    wide = {"properties": {f"p{i}": {"type": "null"} for i in range(4000)}}
+    with pytest.raises(InvalidRequest, match="more than 3000 parts"):
+        gbnf_of(JsonSchema(wide, "p"))
+
+
+def union(*names: str) -> dict[str, object]:
+    return {"anyOf": [{"$ref": f"#/$defs/{name}"} for name in names]}
+
+
+def test_alternatives_that_begin_alike_may_not_lead_back_to_themselves():
+    """libllama follows all readings at once: these would double with each level."""
+    a = {"properties": {"x": {"anyOf": [union("a", "b"), {"type": "null"}]}}}
+    b: dict[str, object] = {"properties": {"x": {}, "y": {}}}
+    with pytest.raises(InvalidRequest, match="leads back to itself"):
+        gbnf_of(JsonSchema({"$defs": {"a": a, "b": b}, **union("a", "b")}, "p"))
+    told_at_once = {"properties": {"x": {"anyOf": [{"$ref": "#/$defs/a"}, {"type": "null"}, {"items": {"$ref": "#/$defs/a"}}]}}}
+    assert gbnf_of(JsonSchema({"$defs": {"a": told_at_once}, "$ref": "#/$defs/a"}, "p"))
+
+
+def test_alternatives_that_begin_alike_are_bounded_over_references():
+    defs: dict[str, object] = {f"d{i}": {"properties": {"x": union(f"d{i + 1}", f"e{i + 1}")}} for i in range(9)}
+    defs |= {f"e{i}": {"properties": {"x": union(f"d{i + 1}", f"e{i + 1}"), "y": {}}} for i in range(9)}
+    defs |= {"d9": {"type": "object", "properties": {}}, "e9": {"type": "object", "properties": {}}}
+    with pytest.raises(InvalidRequest, match="ways at once, more than 64"):
+        gbnf_of(JsonSchema({"$defs": defs, **union("d0", "e0")}, "p"))
+    assert gbnf_of(JsonSchema({"$defs": defs, **union("d6", "e6")}, "p"))
+
+
+def test_references_that_fan_out_are_made_once():
+    schema = {
+        "$defs": {
+            f"d{i}": {"items": {"$ref": f"#/$defs/d{i + 1}"}, "prefixItems": [{"$ref": f"#/$defs/d{i + 1}"}]} for i in range(20)
+        }
+    }
+    schema["$defs"]["d20"] = {"type": "null"}
+    grammar = gbnf_of(JsonSchema({**schema, "$ref": "#/$defs/d0"}, "p"))
+    assert len(grammar) < 10_000
+
+
+def test_literals_survive():
+    for text in ('"', "\\", "\n\t\r\0", "é日\U0001f600", "]-^[", "\x7f\x1f"):
+        grammar = gbnf_of(JsonSchema({"const": text}, "p"))
+        assert json.loads(walk(grammar, random.Random(1))) == text
