@@ -139,6 +139,21 @@ def test_prompts_get_their_budget_while_streams_run_and_all_of_the_batch_without
     assert step(alone, budget=30) == [(0, 0, 90, True)]
 
 
+def test_many_short_prompts_are_read_at_once_whatever_the_few_that_stream() -> None:
+    scheduler = Scheduler(n_slots=4, n_batch=100)
+    scheduler.add(sequence(3))
+    step(scheduler)
+    for _ in range(2):
+        scheduler.add(sequence(40))
+    assert [rows for _, _, rows, _ in step(scheduler, budget=30)] == [1, 40, 40]
+    again = Scheduler(n_slots=4, n_batch=100)
+    again.add(sequence(3))
+    step(again)
+    for _ in range(2):
+        again.add(sequence(60))
+    assert [rows for _, _, rows, _ in step(again, budget=30)] == [1, 30], "more than one decode: in pieces"
+
+
 # -- shared beginnings ----------------------------------------------------------------------------------------------------
 
 
