@@ -249,7 +249,6 @@ SIGNATURES: tuple[Function, ...] = (
     Function("struct llama_sampler_chain_params llama_sampler_chain_default_params(void)", llama_sampler_chain_params, ()),
     Function("void llama_backend_init(void)", None, ()),
     Function("void llama_attach_threadpool(struct llama_context * ctx, struct ggml_threadpool * threadpool, struct ggml_threadpool * threadpool_batch)", None, (context_p, threadpool_p, threadpool_p)),
-    Function("void llama_detach_threadpool(struct llama_context * ctx)", None, (context_p,)),
     Function("bool llama_supports_gpu_offload(void)", c_bool, ()),
     # model and context
     Function("struct llama_model * llama_model_load_from_file(const char * path_model, struct llama_model_params params)", model_p, (c_char_p, llama_model_params)),
@@ -282,7 +281,6 @@ SIGNATURES: tuple[Function, ...] = (
     # decode
     Function("int32_t llama_decode(struct llama_context * ctx, struct llama_batch batch)", c_int32, (context_p, llama_batch)),
     Function("void llama_set_abort_callback(struct llama_context * ctx, ggml_abort_callback abort_callback, void * abort_callback_data)", None, (context_p, c_void_p, c_void_p)),
-    Function("void llama_synchronize(struct llama_context * ctx)", None, (context_p,)),
     Function("float * llama_get_logits_ith(struct llama_context * ctx, int32_t i)", POINTER(c_float), (context_p, c_int32)),
     # vocabulary
     Function("bool llama_vocab_is_eog(const struct llama_vocab * vocab, llama_token token)", c_bool, (vocab_p, c_int32)),
