@@ -205,70 +205,63 @@ def test_close_ends_running_and_waiting_requests_with_the_reason_and_aborts_the_
         runner.tokenize("x", add_special=True, parse_special=True)
 
 
-def test_a_request_that_is_tokenized_while_the_model_leaves_is_told_so(runtime: FakeRuntime) -> None:
-    runner = open_fake(runtime)
-    entered, go_on = threading.Event(), threading.Event()
+class SlowTokenizing:
+    """Requests that stay on the tokenize threads until `go_on`; what became of their submission is in `errors`."""
 
-    def slow(text: str, **_: bool) -> list[int]:
-        entered.set()
-        assert go_on.wait(10)
+    def __init__(self, runtime: FakeRuntime, runner: EngineRunner) -> None:
+        self.entered, self.go_on = threading.Semaphore(0), threading.Event()
+        self.errors: list[Exception] = []
+        self._runner = runner
+        runtime.tokenize = self._tokenize  # type: ignore[method-assign]
+
+    def _tokenize(self, text: str, **_: bool) -> list[int]:
+        self.entered.release()
+        assert self.go_on.wait(10)
         return list(text.encode())
 
-    runtime.tokenize = slow  # type: ignore[method-assign]
-    errors: list[Exception] = []
+    def submit(self) -> threading.Thread:
+        def run() -> None:
+            try:
+                self._runner.submit(request())
+            except Exception as error:  # noqa: BLE001 - looked at by the test
+                self.errors.append(error)
 
-    def submit() -> None:
-        try:
-            runner.submit(request())
-        except Exception as error:  # noqa: BLE001 - looked at below
-            errors.append(error)
+        thread = threading.Thread(target=run)
+        thread.start()
+        return thread
 
-    submitter = threading.Thread(target=submit)
-    submitter.start()
-    assert entered.wait(10)
+
+def test_a_request_that_is_tokenized_while_the_model_leaves_is_told_so(runtime: FakeRuntime) -> None:
+    runner = open_fake(runtime)
+    slow = SlowTokenizing(runtime, runner)
+    submitter = slow.submit()
+    assert slow.entered.acquire(timeout=10)
     closer = threading.Thread(target=runner.close, args=(ModelSwitched("left"),))
     closer.start()
-    go_on.set()
+    slow.go_on.set()
     submitter.join(10)
     closer.join(10)
     runner.free()
-    assert [type(error) for error in errors] == [ModelSwitched]
+    assert [type(error) for error in slow.errors] == [ModelSwitched]
     assert runtime.closed
 
 
 def test_prompts_that_wait_for_a_tokenize_thread_are_told_that_the_model_left(runtime: FakeRuntime) -> None:
     runner = open_fake(runtime)
-    entered, go_on = threading.Semaphore(0), threading.Event()
-
-    def slow(text: str, **_: bool) -> list[int]:
-        entered.release()
-        assert go_on.wait(10)
-        return list(text.encode())
-
-    runtime.tokenize = slow  # type: ignore[method-assign]
-    errors: list[Exception] = []
-
-    def submit() -> None:
-        try:
-            runner.submit(request())
-        except Exception as error:  # noqa: BLE001 - looked at below
-            errors.append(error)
-
-    submitters = [threading.Thread(target=submit) for _ in range(5)]
-    for submitter in submitters:
-        submitter.start()
+    slow = SlowTokenizing(runtime, runner)
+    submitters = [slow.submit() for _ in range(5)]
     for _ in range(2):
-        assert entered.acquire(timeout=10)
+        assert slow.entered.acquire(timeout=10)
     closer = threading.Thread(target=runner.close, args=(ModelSwitched("left"),))
     closer.start()
     while runner._pool._closed is None:
         pass
-    go_on.set()
+    slow.go_on.set()
     for thread in (*submitters, closer):
         thread.join(10)
     runner.free()
-    assert [type(error) for error in errors] == [ModelSwitched] * 5
-    assert not entered.acquire(blocking=False), "a job that waited was run"
+    assert [type(error) for error in slow.errors] == [ModelSwitched] * 5
+    assert not slow.entered.acquire(blocking=False), "a job that waited was run"
 
 
 @pytest.mark.parametrize("error", [NoKvRoom("full"), DecodeInvalid("bad")])
