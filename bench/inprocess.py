@@ -54,15 +54,16 @@ def run_engine(model: Path, n_streams: int, n_tokens: int, seed: int) -> float:
     failures: list[object] = []
 
     def handle(prompt: tuple[int, ...], i: int) -> None:
-        stream = runner.submit(GenerateRequest(str(i), prompt, max_tokens=n_tokens, sampling=PARAMS))
-        while (chunk := stream.take(None)) is None or chunk.end is None:
-            pass
-        if isinstance(chunk.end, Failed) or chunk.end.usage.completion_tokens != n_tokens:
-            failures.append(chunk.end)
+        stream = runner.submit(GenerateRequest(str(i), (prompt,), max_tokens=n_tokens, sampling=PARAMS))
+        end = None
+        while end is None:
+            end = next((chunk.end for chunk in stream.take(None, lambda _chunks: True) or () if chunk.end), None)
+        if isinstance(end, Failed) or end.usage.completion_tokens != n_tokens:
+            failures.append(end)
 
     try:
         # ignore_eos looks once at the whole vocabulary, when the first request asks for it; that is not what is measured
-        runner._runtime.prepare(PARAMS, None)
+        runner._runtime.prepare(PARAMS)
         threads = [threading.Thread(target=handle, args=(p, i)) for i, p in enumerate(prompts_of(n_streams, seed))]
         start = time.perf_counter()
         for thread in threads:

@@ -211,22 +211,32 @@ class ChatMessage:
     content: str
 
 
+Prompt = str | tuple[int, ...] | tuple[ChatMessage, ...]
+"""Text (tokenized with the model's BOS rule), token ids taken as they are, or messages for the chat template."""
+
+
 @dataclass(frozen=True, slots=True)
 class GenerateRequest:
-    """What one generation asks of the loaded model.
+    """What one request asks of the loaded model: `n` answers to each of its prompts.
 
-    `prompt` is text (tokenized with the model's BOS rule), token ids taken as they are, or messages for the chat
-    template.
+    Answer i to prompt p is choice `p * n + i`. The answers to one prompt differ by their seeds alone: `sampling.seed + i`.
     """
 
     request_id: str
-    prompt: str | tuple[int, ...] | tuple[ChatMessage, ...]
+    prompts: tuple[Prompt, ...]  # at least one
     model_id: str | None = None  # None: whichever is loaded
-    max_tokens: int | None = None  # None: what is left of the slot's context
+    n: int = 1
+    max_tokens: int | None = None  # None: what is left of the slot's context; 0 only with echo
     stop: tuple[str, ...] = ()
     sampling: SamplingParams = SamplingParams()
     json_schema: JsonSchema | None = None  # becomes sampling.grammar before the request is queued
     cache_prompt: bool = True  # take over cells of others with the same beginning, and leave one's own
+    echo: bool = False  # the prompt comes before the answer, with its logprobs when those are asked for
+    n_top_logprobs: int | None = None  # the likeliest tokens beside each sampled one; None: no logprobs at all
+
+    @property
+    def n_choices(self) -> int:
+        return len(self.prompts) * self.n
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,8 +251,18 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """What the model thought of one token: natural logarithms of a softmax over all logits, before any sampler."""
+
+    piece: bytes  # of special tokens, too
+    logprob: float | None  # None: the first token of an echoed prompt, which nothing foretells
+    top: tuple[tuple[bytes, float], ...] = ()  # the likeliest tokens, likeliest first
+    offset: int = 0  # characters of the choice's text before this token
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
-    """A request that ended by itself. `reason`: stop (EOG or a stop string) or length."""
+    """A choice that ended by itself. `reason`: stop (EOG or a stop string) or length."""
 
     reason: str
     usage: Usage
@@ -250,15 +270,16 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A request that was ended; the error says why."""
+    """A choice that was ended; the error says why."""
 
     error: Exception
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """All text that was pending when the handler woke (valid UTF-8, may be empty), and the end if it has come."""
+    """What a choice has come to since its last chunk: text (valid UTF-8, may be empty), and the end if it has come."""
 
     text: str
-    n_tokens: int  # tokens this text was made from
-    end: Finished | Failed | None
+    end: Finished | Failed | None = None
+    index: int = 0  # of the choice
+    logprobs: tuple[TokenLogprob, ...] = ()  # of the tokens whose text is shown now

@@ -163,6 +163,14 @@ class Daemon:
         with self.events() as events:
             events.until(lambda e: e.name == "model_ready" or (e.name == "snapshot" and e.data["state"] == "ready"))
 
+    def wait_status(self, wanted: Any) -> dict[str, Any]:
+        """The first /status for which `wanted` holds."""
+        deadline = time.monotonic() + DEADLINE_S
+        while not wanted(status := self.get("/status")):
+            assert time.monotonic() < deadline, f"not within {DEADLINE_S} s: {status}"
+            time.sleep(0.01)
+        return dict(status)
+
     def events(self, last_event_id: str | None = None) -> EventReader:
         return EventReader(self, last_event_id)
 

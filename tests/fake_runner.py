@@ -18,9 +18,8 @@ DEADLINE_S = 20.0  # of every wait; reaching it is a failure
 class FakeGeneration:
     def __init__(self, model_id: str) -> None:
         self.model_id = model_id
-        self.prompt_tokens = 3
 
-    def take(self, timeout_s: float | None) -> Chunk | None:
+    def take(self, timeout_s: float | None, sink: Callable[[list[Chunk]], bool] | None = None) -> list[Chunk] | None:
         return None
 
     def cancel(self) -> None:

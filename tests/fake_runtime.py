@@ -10,8 +10,8 @@ import time
 from collections.abc import Sequence
 
 from modeld.errors import InvalidRequest, OpCancelled
-from modeld.llm.adapter import NO_TOKEN, DecodeAborted, DecodeInvalid, LoadProgress, Sampler, Span
-from modeld.types import ChatMessage, LoadedModel, ModelSpec, SamplingParams, Step
+from modeld.llm.adapter import NO_TOKEN, DecodeAborted, DecodeInvalid, LoadProgress, Sampler, Scored, Span
+from modeld.types import ChatMessage, LoadedModel, ModelSpec, SamplingParams, Step, TokenLogprob
 
 N_VOCAB = 300
 EOG = 256  # tokens 0..255 are bytes
@@ -76,6 +76,7 @@ class FakeRuntime:
         self, *, n_slots: int = 4, n_ctx_slot: int = 64, n_batch: int = 32, script: bytes = b"abcdefghij", endless: bool = False
     ) -> None:
         self.n_slots, self.n_ctx_slot, self.n_batch = n_slots, n_ctx_slot, n_batch
+        self.n_outputs = n_slots + 2
         self.script, self.endless = script, endless
         self.gate = Gate()
         self.fail_next: Exception | None = None
@@ -113,6 +114,8 @@ class FakeRuntime:
         assert self._engine_thread == threading.get_ident(), "decode on two threads"
         if sum(len(span.tokens) for span in spans) > self.n_batch:
             raise DecodeInvalid("too many rows")
+        n_outputs = sum(len(span.tokens) if span.every_output else span.output for span in spans)
+        assert n_outputs <= self.n_outputs, "more rows with logits than there is room for"
         self.batches.append(list(spans))
         self.gate.pass_through(self._aborted)
         if self.fail_next is not None:
@@ -138,6 +141,16 @@ class FakeRuntime:
             tokens.append(self.script[n % len(self.script)] if self.endless or n < len(self.script) else EOG)
         return tokens
 
+    def logprobs(self, wanted: Sequence[Scored]) -> list[TokenLogprob]:
+        """Of token t: -t. The likeliest tokens are 0, 1, 2, ..."""
+        for scored in wanted:
+            span = self.batches[-1][scored.span]
+            assert span.every_output or (span.output and scored.row in (-1, len(span.tokens) - 1)), "that row has no logits"
+        return [
+            TokenLogprob(self.piece(s.token), -float(s.token), tuple((self.piece(t), -float(t)) for t in range(s.n_top)))
+            for s in wanted
+        ]
+
     def forget(self, slot: int) -> None:
         self.cells.pop(slot, None)
 
@@ -161,6 +174,9 @@ class FakeRuntime:
     def piece_or_eog(self, token: int) -> bytes | None:
         return None if token in (EOG, NO_TOKEN) else bytes([token])
 
+    def piece(self, token: int) -> bytes:
+        return bytes([token]) if token < EOG else b"<eog>"
+
     def close(self) -> None:
         assert not self.closed
         assert self.open_samplers == 0
@@ -178,9 +194,11 @@ class FakeRuntime:
     def detokenize(self, tokens: Sequence[int]) -> bytes:
         return bytes(tokens)
 
-    def prepare(self, params: SamplingParams, tokens: Sequence[int] | None) -> None:
-        if tokens is not None and any(not 0 <= token < N_VOCAB for token in tokens):
+    def check_tokens(self, tokens: Sequence[int]) -> None:
+        if any(not 0 <= token < N_VOCAB for token in tokens):
             raise InvalidRequest("token outside the vocabulary")
+
+    def prepare(self, params: SamplingParams) -> None:
         if params.grammar is not None and "root ::=" not in params.grammar:
             raise InvalidRequest("no root", param="grammar")
 

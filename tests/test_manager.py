@@ -31,7 +31,7 @@ from modeld.manager.state import MAX_RELOADS
 from modeld.types import ChatMessage, GenerateRequest, Load, OpState, State, Status, Step, SwitchOp
 from tests.fake_runner import DEADLINE_S, FakeFactory, Files, Follower, specs
 
-REQUEST = GenerateRequest("r1", "hello")
+REQUEST = GenerateRequest("r1", ("hello",))
 GATED = pytest.mark.parametrize("factory", [True], indirect=True, ids=["gated"])
 
 

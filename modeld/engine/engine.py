@@ -9,14 +9,16 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from modeld.engine.delivery import Delivery
 from modeld.engine.pace import Pace
 from modeld.engine.scheduler import Placed, Planned, Scheduler
+from modeld.engine.scoring import score_prompts, score_sampled
 from modeld.engine.sequence import Sequence
 from modeld.engine.stream import TokenStream
-from modeld.errors import EngineFailed, LoadFailed, ModeldError, QueueFull, RequestCancelled
+from modeld.errors import EngineFailed, InvalidRequest, LoadFailed, ModeldError, QueueFull, RequestCancelled
 from modeld.llm.adapter import DecodeAborted, DecodeInvalid, NoKvRoom, Runtime, Span
 from modeld.threads import BIG_STACK_BYTES, start_thread
-from modeld.types import Failed, Finished, Load, SamplingParams
+from modeld.types import Chunk, Failed, Finished, Load, SamplingParams
 
 log = logging.getLogger("modeld.engine")
 queue_log = logging.getLogger("modeld.queue")
@@ -35,7 +37,7 @@ class Engine:
         self._model_id = model_id
         self._capacity = runtime.n_slots + queue_size
         self._on_death = on_death
-        self._scheduler = Scheduler(runtime.n_slots, runtime.n_batch, shares=runtime.can_cut)
+        self._scheduler = Scheduler(runtime.n_slots, runtime.n_batch, runtime.n_outputs, shares=runtime.can_cut)
         self._pace = Pace(max_step_s)
         self._inbox = threading.Condition()
         # Guards the six below; notified when a submission, a cancellation or the stop arrives. Never held in a decode.
@@ -47,6 +49,8 @@ class Engine:
         self._stop: ModeldError | None = None  # why nothing is accepted any more
         self._warm = threading.Event()  # set when the first decode has been tried
         self._warmup_error: Exception | None = None  # read after _warm
+        self._touched: dict[TokenStream, None] = {}  # streams that got chunks since the last delivery; engine thread only
+        self._delivery: Delivery | None = None
         self._thread: threading.Thread | None = None
 
     # -- the switch thread
@@ -54,12 +58,14 @@ class Engine:
     def start(self) -> None:
         """Start the thread and wait for its warmup: one decode, one token. Raises LoadFailed if that fails."""
         try:
+            self._delivery = Delivery()
             self._thread = start_thread("modeld-engine", self._run, stack_bytes=BIG_STACK_BYTES)
         except RuntimeError as error:
+            self._join()
             raise LoadFailed(f"the system refuses another thread: {error}") from error
         self._warm.wait()
         if self._warmup_error is not None:
-            self._thread.join()
+            self._join()
             raise LoadFailed(f"the model was loaded but its first decode failed: {self._warmup_error}") from self._warmup_error
 
     def close(self, reason: ModeldError) -> None:
@@ -70,47 +76,64 @@ class Engine:
                 # Under the same lock as _stop: no later decode exists that it could hit by mistake.
                 self._runtime.set_abort(True)
             self._inbox.notify()
+        self._join()
+
+    def _join(self) -> None:
         if self._thread is not None:
             self._thread.join()
+        if self._delivery is not None:  # after the engine's thread, whose last chunks it delivers
+            self._delivery.close()
+            self._delivery = None
 
     # -- handlers
 
-    def reserve(self) -> None:
-        """Take a place for a request that is about to be tokenized. Raises QueueFull, or why the engine is closed."""
+    def reserve(self, n: int) -> None:
+        """Take places for the choices of a request that is about to be tokenized, all or none.
+
+        Raises QueueFull, InvalidRequest when there will never be so many, or why the engine is closed.
+        """
+        if n > self._capacity:
+            raise InvalidRequest(
+                f"the request asks for {n} answers (prompts times n) at once; model '{self._model_id}' takes {self._capacity} "
+                f"at most ({self._runtime.n_slots} slots, the others wait)"
+            )
         with self._inbox:
             if self._stop is not None:
                 raise copy.copy(self._stop)  # a copy: each raise adds its traceback
-            if self._n_open >= self._capacity:
+            if self._n_open + n > self._capacity:
                 n_waiting = self._n_open - self._n_busy
                 full = QueueFull(
                     f"{self._n_busy} requests run and {n_waiting} wait: model '{self._model_id}' takes no more now; try again",
                     retry_after_s=1,
                 )
             else:
-                self._n_open += 1
+                self._n_open += n
                 return
         queue_log.warning("queue full", extra={"model_id": self._model_id, "waiting": n_waiting})
         raise full
 
-    def release(self) -> None:
-        """Give back a place that led to no submission."""
+    def release(self, n: int) -> None:
+        """Give back places that led to no submission."""
         with self._inbox:
-            self._n_open -= 1
+            self._n_open -= n
 
-    def submit(self, sequence: Sequence) -> TokenStream:
-        """Hand over a sequence that has a place. Raises why the engine is closed; the place is then still the caller's."""
-        sequence.stream = TokenStream(self._model_id, sequence.n_prompt, lambda: self._cancel(sequence))
+    def submit(self, sequences: list[Sequence]) -> TokenStream:
+        """Hand over the choices of a request, which have their places. Raises why the engine is closed; the places are then
+        still the caller's."""
+        stream = TokenStream(self._model_id, len(sequences), lambda: self._cancel(sequences))
+        for index, sequence in enumerate(sequences):
+            sequence.stream, sequence.index = stream, index
         with self._inbox:
             if self._stop is not None:
                 raise copy.copy(self._stop)
-            self._submitted.append(sequence)
+            self._submitted += sequences
             self._inbox.notify()
-        return sequence.stream
+        return stream
 
-    def _cancel(self, sequence: Sequence) -> None:
+    def _cancel(self, sequences: list[Sequence]) -> None:
         with self._inbox:
-            self._cancelled.append(sequence)
-            if 2 * self._decoding.get(sequence, 0) > sum(self._decoding.values()):
+            self._cancelled += sequences
+            if 2 * sum(self._decoding.get(sequence, 0) for sequence in sequences) > sum(self._decoding.values()):
                 # Most of what runs is for nobody: a long prompt. The others' rows are decoded again.
                 self._runtime.set_abort(True)
             self._inbox.notify()
@@ -128,6 +151,7 @@ class Engine:
             if self._warmup_error is None:
                 while self._receive():
                     self._step()
+                    self._deliver()
         except Exception as error:  # the thread's top: whatever it was, nobody may wait for ever
             died = error
             log.exception("the engine died", extra={"model_id": self._model_id})
@@ -163,7 +187,7 @@ class Engine:
             self._scheduler.add(sequence)
         for sequence in cancelled:
             if sequence in self._scheduler:  # else it ended by itself meanwhile
-                self._end(sequence, "", 0, Failed(RequestCancelled("the client left")))
+                self._end(sequence, Chunk("", Failed(RequestCancelled("the client left")), sequence.index))
         while (placed := self._scheduler.place()) is not None:
             self._take_over(placed)
             placed.sequence.sampler = self._runtime.sampler(
@@ -212,16 +236,34 @@ class Engine:
             for item in planned:
                 self._give_up(item, error)
             return
-        ready = self._scheduler.commit(planned)
-        if not ready:
-            return
-        tokens = self._runtime.sample([(sequence.sampler, index) for sequence, index in ready if sequence.sampler is not None])
-        for (sequence, _), token in zip(ready, tokens, strict=True):
-            text, end = sequence.accept(token, self._runtime.piece_or_eog(token))
-            if end is None:
-                sequence.stream.put(text, 1)
+        score_prompts(self._runtime, planned)
+        ready = []
+        for sequence, index in self._scheduler.commit(planned):
+            if sequence.limit:
+                ready.append((sequence, index))
             else:
-                self._end(sequence, text, 1, end)
+                self._end(sequence, sequence.finish_prompt())
+        if ready:
+            self._sample(ready)
+
+    def _sample(self, ready: list[tuple[Sequence, int]]) -> None:
+        """One token for each of the sequences, which have logits in the span of that index."""
+        tokens = self._runtime.sample([(sequence.sampler, index) for sequence, index in ready if sequence.sampler is not None])
+        logprobs = score_sampled(self._runtime, ready, tokens)
+        for (sequence, _), token in zip(ready, tokens, strict=True):
+            chunk = sequence.accept(token, self._runtime.piece_or_eog(token), logprobs.get(sequence))
+            if chunk.end is None:
+                sequence.stream.put(chunk)
+                self._touched[sequence.stream] = None
+            else:
+                self._end(sequence, chunk)
+
+    def _deliver(self) -> None:
+        """After a step, so that nobody is woken before all has been sampled."""
+        if self._touched:
+            assert self._delivery is not None
+            self._delivery.step(self._touched)
+            self._touched = {}
 
     def _decode(self, planned: list[Planned]) -> None:
         """Run the decode, open to be aborted, and measure it."""
@@ -247,6 +289,8 @@ class Engine:
         slot = self._scheduler.slot_of(sequence)
         n_held = self._runtime.n_past(slot)
         n_kept = min(n_held, len(sequence.tokens) - 1)
+        if sequence.is_scoring:  # the logits of what the aborted decode finished are lost
+            n_kept = min(n_kept, max(0, sequence.n_scored - 1))
         if n_kept < n_held and not self._runtime.truncate(slot, n_kept):
             self._runtime.forget(slot)
             n_kept = 0
@@ -254,12 +298,13 @@ class Engine:
 
     def _give_up(self, item: Planned, error: Exception) -> None:
         log.error("request failed: %s", error, extra={"model_id": self._model_id, "slot": item.span.slot})
-        self._end(item.sequence, "", 0, Failed(EngineFailed(f"the model could not go on with this request: {error}")))
+        failed = Failed(EngineFailed(f"the model could not go on with this request: {error}"))
+        self._end(item.sequence, Chunk("", failed, item.sequence.index))
 
-    def _end(self, sequence: Sequence, text: str, n_tokens: int, end: Finished | Failed) -> None:
+    def _end(self, sequence: Sequence, last: Chunk) -> None:
         """The one way out for a sequence that the scheduler knows: slot and chain are free before its end is told."""
         # A client that left may come back with the same prompt; what failed is not trusted.
-        sound = isinstance(end, Finished) or isinstance(end.error, RequestCancelled)
+        sound = isinstance(last.end, Finished) or (isinstance(last.end, Failed) and isinstance(last.end.error, RequestCancelled))
         keep_cells = self._runtime.can_cut and sequence.cache_prompt and sound
         slot = self._scheduler.remove(sequence, keep_cells=keep_cells)
         if slot is not None and not keep_cells:
@@ -270,7 +315,8 @@ class Engine:
         with self._inbox:
             self._n_open -= 1
             self._n_busy = self._scheduler.n_busy
-        sequence.stream.put(text, n_tokens, end)
+        sequence.stream.put(last)
+        self._touched[sequence.stream] = None
 
     def _fail_all(self, died: Exception | None) -> ModeldError:
         """The thread ends: refuse what comes, fail what is there. Why it stopped."""
@@ -287,7 +333,9 @@ class Engine:
         for sequence in sequences:
             if sequence.sampler is not None:
                 sequence.sampler.close()
-            sequence.stream.put("", 0, Failed(copy.copy(reason)))  # each handler raises its own
+            sequence.stream.put(Chunk("", Failed(copy.copy(reason)), sequence.index))  # each handler raises its own
+            self._touched[sequence.stream] = None
+        self._deliver()
         with self._inbox:
             self._n_open -= len(sequences)
             self._n_busy = 0

@@ -56,7 +56,7 @@ def common_length(a: Tokens[int], b: Tokens[int]) -> int:
 
 def is_being_computed(sequence: Sequence, running: Iterable[Sequence]) -> bool:
     """Whether a running sequence is about to compute a beginning that this one can then take over."""
-    if not sequence.cache_prompt:
+    if not sequence.takes_over:
         return False
     for other in running:
         if other.cache_prompt and other.n_cached < other.n_prompt:
@@ -69,7 +69,7 @@ def is_being_computed(sequence: Sequence, running: Iterable[Sequence]) -> bool:
 
 def choose(sequence: Sequence, slots: list[Slot]) -> tuple[Slot, Reuse | None]:
     """A free slot for the sequence, and what it can take over. At least one slot is free."""
-    best = _longest(sequence, slots) if sequence.cache_prompt else None
+    best = _longest(sequence, slots) if sequence.takes_over else None
     free = [slot for slot in slots if slot.sequence is None]
     if best is not None:
         source = next(slot for slot in slots if slot.id == best.source)

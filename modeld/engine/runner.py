@@ -15,7 +15,7 @@ from modeld.engine.stream import TokenStream
 from modeld.engine.workers import TokenizePool
 from modeld.errors import ContextLengthExceeded, InvalidRequest, ModeldError, OpCancelled
 from modeld.llm.adapter import LoadProgress, Runtime
-from modeld.types import ChatMessage, GenerateRequest, Load, LoadedModel, ModelSpec, Step
+from modeld.types import ChatMessage, GenerateRequest, Load, LoadedModel, ModelSpec, Prompt, Step
 
 T = TypeVar("T")
 LONG_TEXT_BYTES_PER_TOKEN = 16  # only texts longer than this are worth looking at the whole vocabulary, once a model
@@ -73,16 +73,16 @@ class EngineRunner:
         return self._engine.load()
 
     def submit(self, request: GenerateRequest) -> TokenStream:
-        """Queue one request; waits for its tokenizing.
+        """Queue all choices of one request; waits for its tokenizing.
 
         Raises QueueFull, ContextLengthExceeded, InvalidRequest, or why the runner is closed.
         """
-        self._engine.reserve()
+        n_choices = request.n_choices
+        self._engine.reserve(n_choices)
         try:
-            request, tokens = self._pool.run(lambda: self._prepared(request))
-            return self._engine.submit(self._sequence(request, tokens))
+            return self._engine.submit(self._pool.run(lambda: self._sequences(request)))
         except BaseException:
-            self._engine.release()
+            self._engine.release(n_choices)
             raise
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
@@ -94,31 +94,67 @@ class EngineRunner:
     def render_chat(self, messages: Sequence[ChatMessage]) -> str:
         return self._pool.run(lambda: self._runtime.render_chat(messages))
 
-    def _prepared(self, request: GenerateRequest) -> tuple[GenerateRequest, list[int]]:
-        """The request with its schema as a grammar, and the prompt's tokens. On a tokenize thread."""
-        if request.json_schema is not None:
-            sampling = dataclasses.replace(request.sampling, grammar=gbnf_of(request.json_schema))
-            request = dataclasses.replace(request, sampling=sampling)
-        elif request.sampling.grammar is not None:
-            check_gbnf(request.sampling.grammar)
-        return request, self._tokens(request)
+    # -- a tokenize thread
 
-    def _tokens(self, request: GenerateRequest) -> list[int]:
-        """The prompt's tokens."""
-        prompt = request.prompt
+    def _sequences(self, request: GenerateRequest) -> list[TokenSequence]:
+        """All choices, in their order."""
+        sampling = request.sampling
+        if request.json_schema is not None:
+            sampling = dataclasses.replace(sampling, grammar=gbnf_of(request.json_schema))
+        elif sampling.grammar is not None:
+            check_gbnf(sampling.grammar)
+        self._runtime.prepare(sampling)
+        seed = sampling.seed if sampling.seed is not None else self.spec.seed
+        if seed is None:
+            seed = secrets.randbits(32)
+        sequences = []
+        for prompt in request.prompts:
+            tokens = self._tokens(prompt)
+            limit = self._limit(request, prompt, len(tokens))
+            echo = None
+            if request.echo:
+                echo = prompt if isinstance(prompt, str) else self._runtime.detokenize(tokens).decode("utf-8", "replace")
+            sequences += [
+                TokenSequence(
+                    tokens if i == 0 else tokens.copy(),
+                    limit=limit,
+                    sampling=sampling,
+                    stop=request.stop,
+                    # LLAMA_DEFAULT_SEED means "random" to libllama; nobody could say then which one it was.
+                    seed=(seed + i) % 0xFFFFFFFF,
+                    cache_prompt=request.cache_prompt,
+                    echo=echo,
+                    n_top_logprobs=request.n_top_logprobs,
+                )
+                for i in range(request.n)
+            ]
+        return sequences
+
+    def _tokens(self, prompt: Prompt) -> list[int]:
+        """The prompt's tokens, at least one."""
         if isinstance(prompt, str):
             tokens = self._tokenized(prompt, "prompt")
-            given = None
         elif prompt and isinstance(prompt[0], ChatMessage):
             messages = [message for message in prompt if isinstance(message, ChatMessage)]
-            text = self._runtime.render_chat(messages)
-            tokens = self._tokenized(text, "messages")
-            given = None
+            tokens = self._tokenized(self._runtime.render_chat(messages), "messages")
         else:
             tokens = [token for token in prompt if isinstance(token, int)]
-            given = tokens
-        self._runtime.prepare(request.sampling, given)
+            self._runtime.check_tokens(tokens)
+        if not tokens:
+            raise InvalidRequest("the prompt has no tokens, and this model adds no BOS token to it", param="prompt")
         return tokens
+
+    def _limit(self, request: GenerateRequest, prompt: Prompt, n_tokens: int) -> int:
+        """How many tokens an answer to this prompt may have."""
+        n_ctx_slot = self._runtime.n_ctx_slot
+        n_left = n_ctx_slot - n_tokens
+        if n_left < 1:
+            raise ContextLengthExceeded(
+                f"the prompt has {n_tokens} tokens; a slot of model '{self.spec.id}' holds {n_ctx_slot} "
+                f"(n_ctx / n_parallel), and at least one is needed for the answer",
+                param="messages" if prompt and isinstance(prompt[0], ChatMessage) else "prompt",
+            )
+        return n_left if request.max_tokens is None else min(n_left, request.max_tokens)
 
     def _tokenized(self, text: str, param: str) -> list[int]:
         """The text's tokens, unless it cannot fit whatever they are.
@@ -133,25 +169,3 @@ class EngineRunner:
                 param=param,
             )
         return self._runtime.tokenize(text, add_special=True, parse_special=True)
-
-    def _sequence(self, request: GenerateRequest, tokens: list[int]) -> TokenSequence:
-        n_ctx_slot = self._runtime.n_ctx_slot
-        if not tokens:
-            raise InvalidRequest("the prompt has no tokens, and this model adds no BOS token to it", param="prompt")
-        n_left = n_ctx_slot - len(tokens)
-        if n_left < 1:
-            raise ContextLengthExceeded(
-                f"the prompt has {len(tokens)} tokens; a slot of model '{self.spec.id}' holds {n_ctx_slot} "
-                f"(n_ctx / n_parallel), and at least one is needed for the answer",
-                param="messages" if request.prompt and isinstance(request.prompt[0], ChatMessage) else "prompt",
-            )
-        seed = request.sampling.seed if request.sampling.seed is not None else self.spec.seed
-        return TokenSequence(
-            tokens,
-            limit=min(n_left, request.max_tokens or n_left),
-            sampling=request.sampling,
-            stop=request.stop,
-            cache_prompt=request.cache_prompt,
-            # LLAMA_DEFAULT_SEED means "random" to libllama; nobody could say then which one it was.
-            seed=(secrets.randbits(32) if seed is None else seed) % 0xFFFFFFFF,
-        )

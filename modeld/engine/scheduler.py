@@ -43,9 +43,11 @@ class Move:
 class Scheduler:
     """Slots, and the sequences that wait for one. Engine thread only."""
 
-    def __init__(self, n_slots: int, n_batch: int, *, shares: bool = True) -> None:
-        """`shares`: cells can be copied and cut (Runtime.can_cut); without, nothing is taken over and nobody moves."""
+    def __init__(self, n_slots: int, n_batch: int, n_outputs: int, *, shares: bool = True) -> None:
+        """`n_outputs`: rows of one decode that may get logits, at least n_slots. `shares`: cells can be copied and cut
+        (Runtime.can_cut); without, nothing is taken over and nobody moves."""
         self._n_batch = n_batch
+        self._n_outputs = n_outputs
         self._shares = shares
         self._slots = [Slot(i) for i in range(n_slots)]
         self._waiting: deque[Sequence] = deque()
@@ -159,17 +161,21 @@ class Scheduler:
         room = self._n_batch - n_generating
         if n_generating and (len(to_read) <= n_generating or sum(to_read) > room):
             room = min(room, prompt_budget)
+        # Each sequence asks for the logits of one row, except those that want to know about every token of their prompt.
+        n_outputs = self._n_outputs - sum(not sequence.is_scoring for sequence in self._running)
         planned = []
         for sequence, slot in self._running.items():
-            start = sequence.n_cached
+            start, is_scoring = sequence.n_cached, sequence.is_scoring
             if not sequence.in_prompt_phase:
                 rows = sequence.tokens[start:]
-            elif room > 0:
-                rows = sequence.tokens[start : start + room]
+            elif (n_most := min(room, n_outputs) if is_scoring else room) > 0:
+                rows = sequence.tokens[start : start + n_most]
                 room -= len(rows)
+                n_outputs -= len(rows) if is_scoring else 0
             else:
                 continue
-            planned.append(Planned(Span(slot.id, start, rows, start + len(rows) == len(sequence.tokens)), sequence))
+            output = start + len(rows) == len(sequence.tokens)
+            planned.append(Planned(Span(slot.id, start, rows, output or is_scoring, is_scoring), sequence))
         planned.sort(key=lambda item: item.span.slot)
         return planned
 
@@ -178,6 +184,6 @@ class Scheduler:
         ready = []
         for index, item in enumerate(planned):
             item.sequence.n_cached += len(item.span.tokens)
-            if item.span.output:
+            if item.sequence.n_cached == len(item.sequence.tokens):
                 ready.append((item.sequence, index))
         return ready

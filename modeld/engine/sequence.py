@@ -1,15 +1,17 @@
-"""What becomes of one request's tokens? Sequence: what is in the KV cache, the limits, the finish reason, exact usage."""
+"""What becomes of one choice's tokens? Sequence: what is in the KV cache, the limits, the finish reason, exact usage."""
 
 from __future__ import annotations
+
+import dataclasses
 
 from modeld.engine.stream import TokenStream
 from modeld.engine.text import TextAssembler
 from modeld.llm.adapter import Sampler
-from modeld.types import Finished, SamplingParams, Usage
+from modeld.types import Chunk, Finished, SamplingParams, TokenLogprob, Usage
 
 
 class Sequence:
-    """One request between its admission and its end. Engine thread only, once it was submitted.
+    """One choice between its admission and its end. Engine thread only, once it was submitted.
 
     `tokens` are the prompt's and the generated ones; the first `n_cached` of them are in the slot's KV cache, the others
     are to be decoded. With one to go it is in the generation phase, with more in the prompt phase (again, if its cells
@@ -25,8 +27,11 @@ class Sequence:
         stop: tuple[str, ...],
         seed: int,
         cache_prompt: bool = True,
+        echo: str | None = None,
+        n_top_logprobs: int | None = None,
     ) -> None:
-        """`tokens`: the prompt, at least one. `limit`: tokens to generate at most, >= 1."""
+        """`tokens`: the prompt, at least one. `limit`: tokens to generate at most, 0 with echo alone. `echo`: text that comes
+        first."""
         self.tokens = tokens
         self.n_prompt = len(tokens)
         self.n_cached = 0
@@ -34,10 +39,19 @@ class Sequence:
         self.cache_prompt = cache_prompt
         self.sampling = sampling
         self.seed = seed
-        self.stream: TokenStream  # set by the engine before anybody else sees the sequence
+        self.n_top_logprobs = n_top_logprobs
+        self.scores_prompt = echo is not None and n_top_logprobs is not None
+        self.stream: TokenStream  # set by the engine before anybody else sees the sequence, like the next one
+        self.index = 0  # of the choice in its stream
         self.sampler: Sampler | None = None
-        self._limit = limit
+        self.limit = limit
         self._text = TextAssembler(stop)
+        self._echo = echo or ""
+        self._opened = False  # the echo was shown
+        self._n_shown = 0  # characters of the generated text
+        # Logprobs whose tokens are not shown yet, with the character of the generated text at which each token ends.
+        self._unshown: list[tuple[int, TokenLogprob]] = []
+        self._prompt_logprobs: list[TokenLogprob] = []
 
     @property
     def n_generated(self) -> int:
@@ -48,20 +62,63 @@ class Sequence:
         return self.n_cached < self.n_prompt or len(self.tokens) - self.n_cached > 1
 
     @property
+    def takes_over(self) -> bool:
+        """Whether cells of others will do: for logprobs of the prompt its logits are wanted, too."""
+        return self.cache_prompt and not self.scores_prompt
+
+    @property
+    def n_scored(self) -> int:
+        """Tokens of the prompt whose logprobs are known."""
+        return len(self._prompt_logprobs)
+
+    @property
+    def is_scoring(self) -> bool:
+        """Whether the logits of each row are wanted: a token's logprob is in those of the token before it."""
+        return self.scores_prompt and self.n_scored < self.n_prompt
+
+    @property
     def usage(self) -> Usage:
         return Usage(self.n_prompt, self.n_generated, self.n_reused)
 
-    def accept(self, token: int, piece: bytes | None) -> tuple[str, Finished | None]:
+    def score_prompt(self, logprob: TokenLogprob) -> None:
+        """The next token of the prompt; the first one has None for its logprob."""
+        before = self._prompt_logprobs[-1] if self._prompt_logprobs else None
+        offset = before.offset + len(before.piece.decode("utf-8", "replace")) if before is not None else 0
+        self._prompt_logprobs.append(dataclasses.replace(logprob, offset=offset))
+
+    def finish_prompt(self) -> Chunk:
+        """The end of a sequence that was asked for no token of its own."""
+        return self._chunk("", Finished("length", self.usage))
+
+    def accept(self, token: int, piece: bytes | None, logprob: TokenLogprob | None = None) -> Chunk:
         """Take a sampled token with its bytes (None: EOG). The text to show now, and the end if it has come.
 
         An EOG token counts as generated, as in llama-server's usage.
         """
         self.tokens.append(token)
         if piece is None:
-            return self._text.flush(), Finished("stop", self.usage)
+            return self._chunk(self._text.flush(), Finished("stop", self.usage))
+        n_before = self._n_shown + self._text.n_held
         text, stopped = self._text.feed(piece)
+        if logprob is not None:
+            n_after = self._n_shown + len(text) + self._text.n_held
+            self._unshown.append((n_after, dataclasses.replace(logprob, offset=len(self._echo) + n_before)))
         if stopped:
-            return text, Finished("stop", self.usage)
-        if self.n_generated >= self._limit:
-            return text + self._text.flush(), Finished("length", self.usage)
-        return text, None
+            return self._chunk(text, Finished("stop", self.usage), cut=True)
+        if self.n_generated >= self.limit:
+            return self._chunk(text + self._text.flush(), Finished("length", self.usage))
+        return self._chunk(text, None)
+
+    def _chunk(self, text: str, end: Finished | None, *, cut: bool = False) -> Chunk:
+        """`cut`: a stop string took away what would follow the text."""
+        self._n_shown += len(text)
+        logprobs: list[TokenLogprob] = []
+        if not self._opened:
+            self._opened = True
+            text = self._echo + text
+            logprobs += self._prompt_logprobs
+        while self._unshown and (self._unshown[0][0] <= self._n_shown or end is not None):
+            _, logprob = self._unshown.pop(0)
+            if not cut or logprob.offset < len(self._echo) + self._n_shown:
+                logprobs.append(logprob)
+        return Chunk(text, end, self.index, tuple(logprobs))

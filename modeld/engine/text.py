@@ -16,6 +16,11 @@ class TextAssembler:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""
 
+    @property
+    def n_held(self) -> int:
+        """Characters that were decoded and may not be shown yet."""
+        return len(self._held)
+
     def feed(self, piece: bytes) -> tuple[str, bool]:
         """The text that may be shown now, and whether a stop string was met (then nothing may follow)."""
         text = self._decoder.decode(piece)

@@ -25,12 +25,13 @@ class Disconnected(Exception):
 
 
 class Connection:
-    """One accepted TCP connection. Only `hang_up` may be called by another thread."""
+    """One accepted TCP connection. Only `hang_up` and `try_send` may be called by another thread."""
 
     def __init__(self, sock: socket.socket, limits: Limits) -> None:
         self.sock = sock
         self.limits = limits
         self.sent_bytes = 0
+        self._unsent = b""  # what try_send left
         self._buffer = bytearray()  # received and not yet consumed; may hold the start of a pipelined request
         self._readable = select.poll()
         self._readable.register(sock, select.POLLIN)
@@ -136,6 +137,10 @@ class Connection:
 
     def send(self, data: bytes) -> None:
         """Hand all of data to the kernel. Raises Disconnected, also when the client stopped reading."""
+        if self._unsent:
+            data, self._unsent = self._unsent + data, b""
+        if not data:
+            return
         try:
             n_sent = self.sock.send(data)
         except BlockingIOError:
@@ -145,6 +150,19 @@ class Connection:
         if n_sent < len(data):
             self._send_slowly(memoryview(data)[n_sent:])
         self.sent_bytes += len(data)
+
+    def try_send(self, data: bytes) -> bool:
+        """Hand over what fits without waiting. False: the rest, or an error, is left to the next `send`, which must come.
+
+        The one method that another thread may call, while the connection's own thread waits for it.
+        """
+        try:
+            n_sent = self.sock.send(data)
+        except OSError:  # would block, or broken: then the next send meets that, too
+            n_sent = 0
+        self.sent_bytes += n_sent
+        self._unsent = data[n_sent:]
+        return not self._unsent
 
     def _send_slowly(self, rest: memoryview) -> None:
         deadline = time.monotonic() + self.limits.send_s

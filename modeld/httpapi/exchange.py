@@ -110,6 +110,7 @@ class Exchange:
                 body=self._read_body(head),
                 limits=self._limits,
                 on_client_gone=self._watch_client,
+                try_write=self._try_write,
                 reply_fields=self._reply_fields,
             )
             return route.handler(request, self._service)
@@ -176,7 +177,7 @@ class Exchange:
     def _send_stream(self, response: StreamResponse, keep: bool) -> None:
         """Chunked, so that the end of the stream is told apart from a cut; HTTP/1.0 has only the close for an end."""
         self._status = 200
-        chunked = self._head is not None and self._head.minor >= 1
+        chunked = self._is_chunked()
         fields = [("Content-Type", response.content_type)]
         if chunked:
             fields.append(("Transfer-Encoding", "chunked"))
@@ -190,9 +191,15 @@ class Exchange:
             # The chunk of an empty frame is the one that ends the body (RFC 9112 7.1).
             self._connection.send(pending + b"".join(map(_chunk, frames) if chunked else frames))
             pending = b""
-            ended = frames[-1] == LAST_FRAME
+            ended = bool(frames) and frames[-1] == LAST_FRAME
         if pending or (chunked and not ended):
             self._connection.send(pending + (_chunk(LAST_FRAME) if chunked else b""))
+
+    def _try_write(self, frames: tuple[bytes, ...]) -> bool:
+        return self._connection.try_send(b"".join(map(_chunk, frames) if self._is_chunked() else frames))
+
+    def _is_chunked(self) -> bool:
+        return self._head is not None and self._head.minor >= 1
 
     def _frames(self, response: StreamResponse) -> Iterator[tuple[bytes, ...]]:
         try:

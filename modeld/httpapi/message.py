@@ -27,6 +27,8 @@ class Request:
     `reply_fields` go with whatever answers the request, an error too; handlers add to it.
     `on_client_gone` registers the one call back that ends the work: it comes from the watch thread when the client
     leaves, or from the handler's own thread when the response could not be delivered whole.
+    `try_write` sends frames of a stream whose first write is out, without waiting; another thread may call it while the
+    handler waits for it. False: the rest goes out with the stream's next write, which may be empty, and must come.
     """
 
     request_id: str
@@ -35,6 +37,7 @@ class Request:
     body: bytes
     limits: Limits
     on_client_gone: Callable[[Callable[[], None]], None]
+    try_write: Callable[[tuple[bytes, ...]], bool]
     reply_fields: dict[str, str] = field(default_factory=dict)
 
     def query(self, name: str) -> str | None:

@@ -1,26 +1,20 @@
-"""What do /v1/* and llama-server's helper routes answer? Whole answers and streams in the shapes of the OpenAI API.
-
-A stream's frames differ in their text alone, so everything else is encoded once a request: under load a frame costs
-one string encoding and two concatenations.
-"""
+"""What do /v1/* and llama-server's helper routes answer?"""
 
 from __future__ import annotations
 
-import json
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from json.encoder import encode_basestring_ascii as encode_text
+from collections.abc import Iterator
 
 from modeld.errors import ModelLoading, ModelNotFound, NoModel
 from modeld.httpapi import parameters, schema, sse
+from modeld.httpapi.answers import CHAT, COMPLETION, AnswerHead, Frames, Shape, Tally, whole_answer
 from modeld.httpapi.fields import Fields
 from modeld.httpapi.message import LAST_FRAME, Request, Response, StreamResponse, json_response
 from modeld.httpapi.parameters import CompletionRequest
 from modeld.httpapi.service import Generation, Service
 from modeld.httpapi.strictjson import parse_object
-from modeld.types import Chunk, Failed, Finished, LoadedModel, State, Usage
+from modeld.types import Chunk, Failed, Finished, LoadedModel, State
 
 
 def get_models(_: Request, service: Service) -> Response:
@@ -62,11 +56,11 @@ def post_apply_template(request: Request, service: Service) -> Response:
 
 
 def post_completions(request: Request, service: Service) -> Response | StreamResponse:
-    return _generate(request, service, parameters.parse_completion(request.body, request.request_id), _COMPLETION)
+    return _generate(request, service, parameters.parse_completion(request.body, request.request_id), COMPLETION)
 
 
 def post_chat_completions(request: Request, service: Service) -> Response | StreamResponse:
-    return _generate(request, service, parameters.parse_chat(request.body, request.request_id), _CHAT)
+    return _generate(request, service, parameters.parse_chat(request.body, request.request_id), CHAT)
 
 
 def _loaded(service: Service) -> LoadedModel:
@@ -81,143 +75,83 @@ def _loaded(service: Service) -> LoadedModel:
 # -- generation
 
 
-@dataclass(frozen=True, slots=True)
-class _Shape:
-    """Where the two APIs differ."""
-
-    id_prefix: str
-    whole_object: str
-    stream_object: str
-    whole_choice: Callable[[str], dict[str, object]]  # text -> what holds it in the choice of a whole answer
-    text_before: str  # JSON around the text in a choice of a stream
-    text_after: str
-    first_choice: str | None  # of a stream, before any text
-    last_choice: str  # the one with the finish reason, which has no text
-
-
-_COMPLETION = _Shape(
-    id_prefix="cmpl-",
-    whole_object="text_completion",
-    stream_object="text_completion",
-    whole_choice=lambda text: {"text": text},
-    text_before='"text":',
-    text_after="",
-    first_choice=None,
-    last_choice='"text":""',
-)
-_CHAT = _Shape(
-    id_prefix="chatcmpl-",
-    whole_object="chat.completion",
-    stream_object="chat.completion.chunk",
-    whole_choice=lambda text: {"message": {"role": "assistant", "content": text, "refusal": None}},
-    text_before='"delta":{"content":',
-    text_after="}",
-    first_choice='"delta":{"role":"assistant","content":""}',
-    last_choice='"delta":{}',
-)
-
-
-def _generate(request: Request, service: Service, asked: CompletionRequest, shape: _Shape) -> Response | StreamResponse:
+def _generate(request: Request, service: Service, asked: CompletionRequest, shape: Shape) -> Response | StreamResponse:
     created = int(time.time())
-    answer_id = shape.id_prefix + uuid.uuid4().hex
     loaded = service.loaded()
     if loaded is not None:  # so that a refusal names it, too
         request.reply_fields["X-Model-Id"] = loaded.id
     generation = service.generate(asked.generate)
     request.reply_fields["X-Model-Id"] = generation.model_id
     request.on_client_gone(generation.cancel)
+    head = AnswerHead(shape.id_prefix + uuid.uuid4().hex, created, generation.model_id)
+    n_choices = asked.generate.n_choices
+    tally = Tally(n_choices, asked.generate.n)
     if not asked.stream:
-        text, finished = _collect(generation)
-        choice = {"index": 0, **shape.whole_choice(text), "logprobs": None, "finish_reason": finished.reason}
-        return json_response(
-            200,
-            {
-                "id": answer_id,
-                "object": shape.whole_object,
-                "created": created,
-                "model": generation.model_id,
-                "choices": [choice],
-                "usage": _usage_json(finished.usage),
-            },
-        )
+        choices = _collect(generation, n_choices, tally)
+        logprobs = asked.generate.n_top_logprobs is not None
+        return json_response(200, whole_answer(shape, head, choices, tally, logprobs=logprobs))
     first = generation.take(None)
     assert first is not None  # without a timeout there is something
-    if isinstance(first.end, Failed):
-        raise first.end.error  # nothing was sent yet, so the status can still say it
-    frames = _Frames(shape, answer_id, created, generation.model_id, asked.include_usage)
-    writes = _stream_writes(generation, first, frames, request.limits.heartbeat_s)
+    _raise_failure(first)  # nothing was sent yet, so the status can still say it
+    frames = Frames(shape, head, n_choices, include_usage=asked.include_usage)
+    writes = _stream_writes(request, generation, first, frames, tally)
     return StreamResponse(writes, error_frame=lambda error: sse.data_frame(schema.error_json(error)), fields=sse.FIELDS)
 
 
-def _collect(generation: Generation) -> tuple[str, Finished]:
-    texts: list[str] = []
+def _collect(generation: Generation, n_choices: int, tally: Tally) -> list[list[Chunk]]:
+    """All chunks of each choice. Until one ends the handler sleeps: the text is laid by for it."""
+    choices: list[list[Chunk]] = [[] for _ in range(n_choices)]
+
+    def lay_by(chunks: list[Chunk]) -> bool:
+        for chunk in chunks:
+            choices[chunk.index].append(chunk)
+        return True
+
+    while tally.n_open:
+        chunks = generation.take(None, lay_by)
+        assert chunks is not None
+        _raise_failure(chunks)
+        lay_by(chunks)
+        _count_ends(chunks, tally)
+    return choices
+
+
+def _stream_writes(
+    request: Request, generation: Generation, first: list[Chunk], frames: Frames, tally: Tally
+) -> Iterator[tuple[bytes, ...]]:
+    """One item a wake-up, with all that was pending. Raises what ended the generation early.
+
+    Most text does not come this way: while this thread waits in `take`, it is written by the one that delivers it.
+    """
+
+    def write_text(chunks: list[Chunk]) -> bool:
+        return request.try_write(frames.text(chunks))
+
+    chunks: list[Chunk] | None = first
+    opening = frames.opening()
     while True:
-        chunk = generation.take(None)
-        assert chunk is not None
-        texts.append(chunk.text)
-        if isinstance(chunk.end, Failed):
-            raise chunk.end.error
-        if chunk.end is not None:
-            return "".join(texts), chunk.end
-
-
-class _Frames:
-    """The frames of one stream."""
-
-    def __init__(self, shape: _Shape, answer_id: str, created: int, model_id: str, include_usage: bool) -> None:
-        head = json.dumps({"id": answer_id, "object": shape.stream_object, "created": created, "model": model_id})
-        usage = ',"usage":null' if include_usage else ""
-        self._include_usage = include_usage
-        self._head = head[:-1]
-        self._tail = usage + "}\n\n"
-        self._shape = shape
-        self._before_text = f'data: {self._head}, "choices":[{{"index":0,{shape.text_before}'
-        self._after_text = f'{shape.text_after},"logprobs":null,"finish_reason":null}}]{self._tail}'
-
-    def text(self, text: str) -> bytes:
-        return (self._before_text + encode_text(text) + self._after_text).encode("ascii")
-
-    def first(self) -> tuple[bytes, ...]:
-        if self._shape.first_choice is None:
-            return ()
-        return (self._choice(self._shape.first_choice, "null"),)
-
-    def last(self, finished: Finished) -> tuple[bytes, ...]:
-        end = self._choice(self._shape.last_choice, encode_text(finished.reason))
-        if not self._include_usage:
-            return end, sse.DONE
-        usage = f'data: {self._head}, "choices":[],"usage":{json.dumps(_usage_json(finished.usage))}}}\n\n'
-        return end, usage.encode("ascii"), sse.DONE
-
-    def _choice(self, choice: str, finish_reason: str) -> bytes:
-        rest = f'"logprobs":null,"finish_reason":{finish_reason}}}]{self._tail}'
-        return f'data: {self._head}, "choices":[{{"index":0,{choice},{rest}'.encode("ascii")
-
-
-def _stream_writes(generation: Generation, first: Chunk, frames: _Frames, heartbeat_s: float) -> Iterator[tuple[bytes, ...]]:
-    """One item a wake-up, with all the text that was pending. Raises what ended the generation early."""
-    chunk: Chunk | None = first
-    opening = frames.first()
-    while True:
-        if chunk is None:
+        if chunks is None:
             yield (sse.KEEP_ALIVE,)
         else:
-            write = opening + ((frames.text(chunk.text),) if chunk.text else ())
+            _count_ends(chunks, tally)
+            ends = [frames.finish(chunk.index, chunk.end) for chunk in chunks if isinstance(chunk.end, Finished)]
+            write = (*opening, *frames.text(chunks), *ends)
             opening = ()
-            if isinstance(chunk.end, Finished):
-                yield (*write, *frames.last(chunk.end), LAST_FRAME)
+            if not tally.n_open:
+                yield (*write, *frames.closing(tally), LAST_FRAME)
                 return
-            if write:
-                yield write
-            if isinstance(chunk.end, Failed):
-                raise chunk.end.error
-        chunk = generation.take(heartbeat_s)
+            yield write
+            _raise_failure(chunks)
+        chunks = generation.take(request.limits.heartbeat_s, write_text)
 
 
-def _usage_json(usage: Usage) -> dict[str, object]:
-    return {
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.total_tokens,
-        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
-    }
+def _count_ends(chunks: list[Chunk], tally: Tally) -> None:
+    for chunk in chunks:
+        if isinstance(chunk.end, Finished):
+            tally.add(chunk.index, chunk.end.usage)
+
+
+def _raise_failure(chunks: list[Chunk]) -> None:
+    for chunk in chunks:
+        if isinstance(chunk.end, Failed):
+            raise chunk.end.error

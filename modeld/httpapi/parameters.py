@@ -15,10 +15,12 @@ from modeld.errors import InvalidRequest
 from modeld.httpapi.constraint import parse_constraint
 from modeld.httpapi.fields import INT32_MAX, Fields, brief, missing, out_of_range, token_ids, wrong_type
 from modeld.httpapi.strictjson import parse_object
-from modeld.types import ChatMessage, GenerateRequest, SamplingParams
+from modeld.types import ChatMessage, GenerateRequest, Prompt, SamplingParams
 
 MAX_STOPS = 16
 MAX_STOP_CHARS = 1000
+MAX_TOP_LOGPROBS = 20
+MAX_CHOICES = 128  # of n, and of prompts; the engine's own bound on both together depends on its slots and queue
 _ROLES: Mapping[str, str] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _TOKEN_ID = re.compile(r"[0-9]{1,10}")
 
@@ -36,28 +38,42 @@ def parse_completion(body: bytes, request_id: str) -> CompletionRequest:
     """/v1/completions. Raises InvalidRequest."""
     fields = Fields(parse_object(body))
     _refuse_unsupported(fields, _UNSUPPORTED_COMPLETION)
-    return _parse(fields, _prompt(fields), request_id)
+    echo = fields.boolean("echo", False)
+    n_top = None if fields.get("logprobs") is False else fields.integer("logprobs", 0, MAX_TOP_LOGPROBS)
+    return _parse(fields, _prompts(fields), request_id, echo=echo, n_top_logprobs=n_top)
 
 
 def parse_chat(body: bytes, request_id: str) -> CompletionRequest:
     """/v1/chat/completions. Raises InvalidRequest."""
     fields = Fields(parse_object(body))
     _refuse_unsupported(fields, _UNSUPPORTED_CHAT)
-    return _parse(fields, parse_messages(fields), request_id)
+    n_top = fields.integer("top_logprobs", 0, MAX_TOP_LOGPROBS)
+    if not fields.boolean("logprobs", False):
+        if n_top:
+            raise InvalidRequest(f"top_logprobs is {n_top} without logprobs; set logprobs to true", param="top_logprobs")
+        n_top = None
+    else:
+        n_top = n_top or 0
+    return _parse(fields, (parse_messages(fields),), request_id, n_top_logprobs=n_top)
 
 
-def _parse(fields: Fields, prompt: str | tuple[int, ...] | tuple[ChatMessage, ...], request_id: str) -> CompletionRequest:
+def _parse(
+    fields: Fields, prompts: tuple[Prompt, ...], request_id: str, *, echo: bool = False, n_top_logprobs: int | None
+) -> CompletionRequest:
     json_schema = parse_constraint(fields)
     return CompletionRequest(
         generate=GenerateRequest(
             request_id=request_id,
-            prompt=prompt,
+            prompts=prompts,
             model_id=fields.string("model"),
-            max_tokens=_max_tokens(fields),
+            n=fields.integer("n", 1, MAX_CHOICES) or 1,
+            max_tokens=_max_tokens(fields, least=0 if echo else 1),
             stop=_stop(fields),
             sampling=_sampling(fields),
             json_schema=json_schema,
             cache_prompt=fields.boolean("cache_prompt", True),
+            echo=echo,
+            n_top_logprobs=n_top_logprobs,
         ),
         stream=fields.boolean("stream", False),
         include_usage=fields.object("stream_options").boolean("include_usage", False),
@@ -67,24 +83,33 @@ def _parse(fields: Fields, prompt: str | tuple[int, ...] | tuple[ChatMessage, ..
 # -- prompts
 
 
-def _prompt(fields: Fields) -> str | tuple[int, ...]:
+def _prompts(fields: Fields) -> tuple[Prompt, ...]:
+    """A text, a list of texts, a list of token ids, or a list of such lists."""
     value = fields.get("prompt")
     if value is None:
         raise missing("prompt", "a string")
     if isinstance(value, str):
-        return value
+        return (value,)
     if not isinstance(value, list):
-        raise wrong_type("prompt", "a string or an array of token ids", value)
-    if len(value) == 1 and isinstance(value[0], (str, list)):  # a batch of one
-        return value[0] if isinstance(value[0], str) else _prompt_ids(value[0])
-    if any(isinstance(item, (str, list)) for item in value):
-        raise InvalidRequest(f"prompt has {len(value)} prompts; one prompt a request is supported", param="prompt")
-    return _prompt_ids(value)
+        raise wrong_type("prompt", "a string, an array of token ids, or an array of those", value)
+    if not any(isinstance(item, (str, list)) for item in value):
+        return (_prompt_ids(value, "prompt"),)
+    if len(value) > MAX_CHOICES:
+        raise InvalidRequest(f"prompt has {len(value)} prompts; at most {MAX_CHOICES} are allowed", param="prompt")
+    return tuple(_one_of_prompts(item, f"prompt[{i}]") for i, item in enumerate(value))
 
 
-def _prompt_ids(items: list[object]) -> tuple[int, ...]:
+def _one_of_prompts(item: object, path: str) -> Prompt:
+    if isinstance(item, str):
+        return item
+    if not isinstance(item, list):
+        raise InvalidRequest(f"{path} is {brief(item)}; a string or an array of token ids is expected", param="prompt")
+    return _prompt_ids(item, path)
+
+
+def _prompt_ids(items: list[object], path: str) -> tuple[int, ...]:
     if not items:
-        raise InvalidRequest("prompt is an empty array; a string or at least one token id is expected", param="prompt")
+        raise InvalidRequest(f"{path} is an empty array; a string or at least one token id is expected", param="prompt")
     return token_ids(items, "prompt")
 
 
@@ -136,12 +161,12 @@ def _part(item: object, path: str) -> str:
 # -- parameters
 
 
-def _max_tokens(fields: Fields) -> int | None:
+def _max_tokens(fields: Fields, least: int) -> int | None:
     """OpenAI's two names and llama-server's, which must agree; n_predict -1 is without limit, as there."""
-    given = {name: fields.integer(name, 1, INT32_MAX) for name in ("max_completion_tokens", "max_tokens")}
+    given = {name: fields.integer(name, least, INT32_MAX) for name in ("max_completion_tokens", "max_tokens")}
     n_predict = fields.integer("n_predict", -1, INT32_MAX)
-    if n_predict == 0:
-        raise out_of_range("n_predict", 0, f"-1 or 1 to {INT32_MAX}")
+    if n_predict is not None and -1 < n_predict < least:
+        raise out_of_range("n_predict", n_predict, f"-1 or {least} to {INT32_MAX}")
     given["n_predict"] = None if n_predict == -1 else n_predict
     values = {name: value for name, value in given.items() if value is not None}
     if len(set(values.values())) > 1:
@@ -244,8 +269,6 @@ def _not_positive(value: object) -> bool:
 
 # Parameter -> whether a value (never null) asks for nothing.
 _UNSUPPORTED: Mapping[str, Callable[[object], bool]] = {
-    "n": _one,
-    "logprobs": _false,
     # llama-server's samplers and answers beyond ours
     "mirostat": _not_positive,
     "dynatemp_range": _not_positive,
@@ -271,12 +294,10 @@ _UNSUPPORTED: Mapping[str, Callable[[object], bool]] = {
 _UNSUPPORTED_COMPLETION: Mapping[str, Callable[[object], bool]] = {
     **_UNSUPPORTED,
     "best_of": _one,
-    "echo": _false,
     "suffix": lambda value: value == "",
 }
 _UNSUPPORTED_CHAT: Mapping[str, Callable[[object], bool]] = {
     **_UNSUPPORTED,
-    "top_logprobs": _not_positive,
     "tools": _empty,
     "tool_choice": lambda value: value == "none",
     "functions": _empty,

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from modeld.events import Subscription
 from modeld.types import ChatMessage, Chunk, GenerateRequest, LoadedModel, ModelInfo, Status, SwitchOp
+
+Sink = Callable[[list[Chunk]], bool]
+"""Takes chunks, none of them an end, and does not wait; False: it could not take all, the handler must see to the rest."""
 
 
 class Generation(Protocol):
     """A running request, seen from its handler. One thread takes; `cancel` may come from any."""
 
     model_id: str
-    prompt_tokens: int
 
-    def take(self, timeout_s: float | None) -> Chunk | None:
-        """All text that is pending, as soon as there is any or the end has come; None when the time is over."""
+    def take(self, timeout_s: float | None, sink: Sink | None = None) -> list[Chunk] | None:
+        """What is pending, one chunk a choice, as soon as there is any; None when nothing came for `timeout_s`.
+
+        While this waits, text goes to the sink instead, on another thread, and the handler sleeps on: it comes back with
+        chunks that hold an end, or with none when the sink answered False. Each choice ends once; nothing comes after the
+        last end.
+        """
 
     def cancel(self) -> None:
-        """The client left: the slot is freed within one decode step. Idempotent; no effect after the end."""
+        """The client left: its slots are freed within one decode step. Idempotent; no effect after the end."""
 
 
 class Service(Protocol):

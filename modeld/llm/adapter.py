@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from modeld.types import ChatMessage, LoadedModel, SamplingParams, Step
+from modeld.types import ChatMessage, LoadedModel, SamplingParams, Step, TokenLogprob
 
 LoadProgress = Callable[[Step, int], bool]
 """Called with a step and whole percents 0..100 while a model loads; answering False cancels the load."""
@@ -19,13 +19,25 @@ NO_TOKEN = -1  # LLAMA_TOKEN_NULL
 class Span:
     """Consecutive rows of one sequence: `tokens` at positions `pos`, `pos + 1`, ... of `slot` (its seq_id).
 
-    A span of the generation phase has one row, a piece of a prompt has many. With `output`, the last row gets logits.
+    A span of the generation phase has one row, a piece of a prompt has many. With `output`, the last row gets logits; with
+    `every_output`, each row.
     """
 
     slot: int
     pos: int
     tokens: Sequence[int]
     output: bool
+    every_output: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A token to be looked up in the logits of one row of the last decode."""
+
+    span: int  # index into the decode's spans
+    row: int  # within the span
+    token: int
+    n_top: int  # how many of the likeliest tokens are wanted beside it
 
 
 class Sampler(Protocol):
@@ -43,6 +55,7 @@ class Runtime(Protocol):
     n_slots: int
     n_ctx_slot: int  # positions that one sequence may take
     n_batch: int  # rows of one decode, at most, and at least n_slots
+    n_outputs: int  # rows of one decode that may get logits, at least n_slots
     can_cut: bool  # truncate and copy work; not for recurrent memories and sliding windows
 
     def describe(self) -> LoadedModel: ...
@@ -64,6 +77,9 @@ class Runtime(Protocol):
         NO_TOKEN where a grammar leaves none: the sequence ends as by EOG, and its chain is not asked again.
         """
 
+    def logprobs(self, wanted: Sequence[Scored]) -> list[TokenLogprob]:
+        """What the model thought of tokens, whatever was sampled; costs a pass over the vocabulary for each."""
+
     def forget(self, slot: int) -> None:
         """Drop the slot's sequence from the KV cache."""
 
@@ -78,6 +94,9 @@ class Runtime(Protocol):
 
     def piece_or_eog(self, token: int) -> bytes | None:
         """The bytes of a generated token (none for a control token); None for an EOG token and NO_TOKEN."""
+
+    def piece(self, token: int) -> bytes:
+        """The bytes of a token of the vocabulary, those of a control token, too."""
 
     def close(self) -> None:
         """Free chains, context and model, in that order. After it no method may be called."""
@@ -96,12 +115,15 @@ class Runtime(Protocol):
 
     def detokenize(self, tokens: Sequence[int]) -> bytes: ...
 
-    def prepare(self, params: SamplingParams, tokens: Sequence[int] | None) -> None:
-        """Look up what the request's chain will need, and check token ids that the client chose.
+    def prepare(self, params: SamplingParams) -> None:
+        """Look up what a chain for these will need.
 
-        Raises InvalidRequest for an id outside the vocabulary, and for a grammar (checked by engine.gbnf) that libllama
+        Raises InvalidRequest for a token outside the vocabulary, and for a grammar (checked by engine.gbnf) that libllama
         does not take.
         """
+
+    def check_tokens(self, tokens: Sequence[int]) -> None:
+        """Raises InvalidRequest for token ids of a prompt that are outside the vocabulary."""
 
     def render_chat(self, messages: Sequence[ChatMessage]) -> str:
         """The prompt text for the messages, ending where the assistant begins.

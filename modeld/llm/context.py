@@ -32,6 +32,7 @@ _FLASH_ATTN = {
     "on": C.LLAMA_FLASH_ATTN_TYPE_ENABLED,
     "off": C.LLAMA_FLASH_ATTN_TYPE_DISABLED,
 }
+_SCORED_ROWS = 32  # of a prompt whose logprobs are wanted, in one decode
 _POLL = 50  # how long an idle pool thread spins before it sleeps; ggml's own default
 
 
@@ -94,8 +95,9 @@ class Context(Handle):
         params.n_batch = max(spec.n_batch, spec.n_parallel)  # one row of generation for each slot must fit
         params.n_ubatch = spec.n_ubatch
         params.n_seq_max = spec.n_parallel
-        # One row of logits a slot is all that is ever asked for; the default reserves n_batch rows of the vocabulary.
-        params.n_outputs_max = spec.n_parallel
+        # One row of logits a slot, or some more when a prompt's are wanted; the default reserves n_batch rows of the vocabulary.
+        self.n_outputs = max(spec.n_parallel, min(_SCORED_ROWS, params.n_batch))
+        params.n_outputs_max = self.n_outputs
         params.n_threads = params.n_threads_batch = len(cores)
         params.type_k = _CACHE_TYPES[spec.cache_type_k]
         params.type_v = _CACHE_TYPES[spec.cache_type_v]
@@ -146,7 +148,7 @@ class Context(Handle):
         batch.seq_id = ctypes.cast(self._seq_id, ctypes.POINTER(ctypes.POINTER(ctypes.c_int32)))
         batch.logits = ctypes.cast(self._output, ctypes.POINTER(ctypes.c_int8))
         self._batch = batch
-        self._last_rows: list[int] = []
+        self._ends: list[int] = [0]  # rows before each span of the last decode, and before its end
 
     def decode(self, spans: Sequence[Span]) -> None:
         """Run one llama_decode over the rows of `spans` (1..n_batch in all). Engine thread only; releases the GIL.
@@ -156,7 +158,7 @@ class Context(Handle):
         Source: llama.h, llama_decode.
         """
         end = 0
-        last_rows = []
+        ends = [0]
         for span in spans:
             start, end = end, end + len(span.tokens)
             if end > self.n_batch:  # libllama would abort the process
@@ -171,18 +173,18 @@ class Context(Handle):
                 self._token[start:end] = list(span.tokens)
                 self._pos[start:end] = list(range(span.pos, span.pos + n))
                 self._seq_id[start:end] = [self._slot_addresses[span.slot]] * n
-                self._output[start:end] = [0] * n
+                self._output[start:end] = [span.every_output] * n
                 self._output[end - 1] = span.output
-            last_rows.append(end - 1)
-        self._last_rows = last_rows
+            ends.append(end)
+        self._ends = ends
         self._batch.n_tokens = end
         code = int(self._lib.llama_decode(self, self._batch))
         if code:
             raise _decode_error(code, end)
 
-    def row(self, span_index: int) -> int:
-        """The batch row of the last decode that holds the logits of its span `span_index`."""
-        return self._last_rows[span_index]
+    def row(self, span_index: int, row: int = -1) -> int:
+        """Where the last decode had a row of its span `span_index`: by its place in the span, -1 for the last one."""
+        return self._ends[span_index] + row if row >= 0 else self._ends[span_index + 1] + row
 
     def forget(self, slot: int) -> None:
         """Drop a whole sequence from the KV cache; always possible, for recurrent models too."""

@@ -6,14 +6,16 @@ import logging
 import time
 from collections.abc import Sequence
 
-from modeld.llm.adapter import NO_TOKEN, LoadProgress, Sampler, Span
+from modeld.llm.adapter import NO_TOKEN, LoadProgress, Sampler, Scored, Span
 from modeld.llm.backend import Backend, backend
+from modeld.llm.candidates import Candidates
 from modeld.llm.chat import ChatTemplate
 from modeld.llm.context import Context
-from modeld.llm.grammar import Candidates, GrammarSampler
+from modeld.llm.grammar import GrammarSampler
+from modeld.llm.likelihoods import Likelihoods
 from modeld.llm.model import Model
 from modeld.llm.sampler import SamplerChain
-from modeld.types import ChatMessage, LoadedModel, ModelSpec, SamplingParams, Step
+from modeld.types import ChatMessage, LoadedModel, ModelSpec, SamplingParams, Step, TokenLogprob
 
 log = logging.getLogger("modeld.engine")
 
@@ -45,7 +47,9 @@ class LlamaRuntime:
         self.n_ctx_slot = self._context.n_ctx_slot
         self.n_batch = self._context.n_batch
         self.n_vocab = self._vocab.n_tokens
-        self._candidates: Candidates | None = None  # made for the first grammar
+        self.n_outputs = self._context.n_outputs
+        self._candidates: Candidates | None = None  # made for the first grammar or logprob
+        self._likelihoods: Likelihoods | None = None
         self.can_cut = self._model.can_cut
         template = spec.chat_template or self._model.chat_template
         bos, eos = self._special_piece(self._vocab.bos), self._special_piece(self._vocab.eos)
@@ -120,6 +124,16 @@ class LlamaRuntime:
             tokens.append(NO_TOKEN if token is None else token)
         return tokens
 
+    def logprobs(self, wanted: Sequence[Scored]) -> list[TokenLogprob]:
+        if self._likelihoods is None:
+            self._likelihoods = Likelihoods(self._lib, self._all_candidates())
+        piece, row = self.piece, self._context.row
+        found = []
+        for scored in wanted:
+            logprob, top = self._likelihoods.of(self._context, row(scored.span, scored.row), scored.token, scored.n_top)
+            found.append(TokenLogprob(piece(scored.token), logprob, tuple((piece(token), value) for token, value in top)))
+        return found
+
     def forget(self, slot: int) -> None:
         self._context.forget(slot)
 
@@ -135,7 +149,12 @@ class LlamaRuntime:
     def piece_or_eog(self, token: int) -> bytes | None:
         return None if token == NO_TOKEN else self._vocab.piece_or_eog(token)
 
+    def piece(self, token: int) -> bytes:
+        return self._vocab.piece(token, special=True)
+
     def close(self) -> None:
+        if self._likelihoods is not None:
+            self._likelihoods.close()
         self._context.close()
         self._model.close()
         self._backend.ring.quiet = False
@@ -160,12 +179,13 @@ class LlamaRuntime:
     def render_chat(self, messages: Sequence[ChatMessage]) -> str:
         return self._chat.render(messages)
 
-    def prepare(self, params: SamplingParams, tokens: Sequence[int] | None) -> None:
+    def prepare(self, params: SamplingParams) -> None:
         """Check what the request names in the vocabulary, and look up what its chain will need."""
-        if tokens is not None:
-            self._vocab.check(tokens, "prompt")
         self._vocab.check([token for token, _ in params.logit_bias], "logit_bias")
         if params.ignore_eos:
             self._vocab.eog_tokens()
         if params.grammar:
             GrammarSampler(self._lib, self._vocab, params.grammar).close()  # so that the engine thread's own will succeed
+
+    def check_tokens(self, tokens: Sequence[int]) -> None:
+        self._vocab.check(tokens, "prompt")

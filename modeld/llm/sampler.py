@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from modeld.llm import libllama as C
-from modeld.llm.grammar import Candidates, GrammarGuard
+from modeld.llm.candidates import Candidates
+from modeld.llm.grammar import GrammarGuard
 from modeld.llm.handles import Handle
 from modeld.llm.libllama import Library
 from modeld.llm.vocab import Vocab

@@ -13,9 +13,8 @@ class Generation(Protocol):
     """A running request, as its handler sees it; the manager only passes it on."""
 
     model_id: str
-    prompt_tokens: int
 
-    def take(self, timeout_s: float | None) -> Chunk | None: ...
+    def take(self, timeout_s: float | None, sink: Callable[[list[Chunk]], bool] | None = None) -> list[Chunk] | None: ...
 
     def cancel(self) -> None: ...
 

@@ -84,8 +84,8 @@ def test_errors_have_their_types(client: OpenAI) -> None:
     assert long.value.code == "context_length_exceeded"
     assert "512" in str(long.value)
     with pytest.raises(openai.BadRequestError) as unsupported:
-        client.chat.completions.create(model="demo-stories", messages=[{"role": "user", "content": "x"}], logprobs=True)
-    assert unsupported.value.param == "logprobs"
+        client.completions.create(model="demo-stories", prompt="x", best_of=2)
+    assert unsupported.value.param == "best_of"
 
 
 def test_a_stream_that_a_switch_cuts_raises(daemon: Daemon, client: OpenAI) -> None:

@@ -52,17 +52,18 @@ def runner(runtime: FakeRuntime) -> Iterator[EngineRunner]:
 
 
 def request(prompt: str = "hi", **more: object) -> GenerateRequest:
-    return GenerateRequest("r", prompt, **more)  # type: ignore[arg-type]
+    return GenerateRequest("r", (prompt,), **more)  # type: ignore[arg-type]
 
 
 def collect(stream: TokenStream) -> tuple[str, Finished | Failed]:
     text = ""
     while True:
-        chunk = stream.take(10)
-        assert chunk is not None, "no chunk within 10 s"
-        text += chunk.text
-        if chunk.end is not None:
-            return text, chunk.end
+        chunks = stream.take(10)
+        assert chunks is not None, "no chunk within 10 s"
+        for chunk in chunks:
+            text += chunk.text
+            if chunk.end is not None:
+                return text, chunk.end
 
 
 def test_a_request_is_answered_to_its_end(runner: EngineRunner) -> None:
@@ -108,15 +109,16 @@ def test_an_empty_prompt_is_refused(runner: EngineRunner) -> None:
 
 
 def test_messages_go_through_the_template(runner: EngineRunner) -> None:
-    stream = runner.submit(GenerateRequest("r", (ChatMessage("user", "abc"), ChatMessage("user", "de"))))
-    assert stream.prompt_tokens == 5
-    collect(stream)
+    stream = runner.submit(GenerateRequest("r", ((ChatMessage("user", "abc"), ChatMessage("user", "de")),)))
+    end = collect(stream)[1]
+    assert isinstance(end, Finished)
+    assert end.usage.prompt_tokens == 5
 
 
 def test_token_prompts_are_checked(runner: EngineRunner) -> None:
     with pytest.raises(InvalidRequest, match="vocabulary"):
-        runner.submit(GenerateRequest("r", (1, 2, 300)))
-    assert collect(runner.submit(GenerateRequest("r", (1, 2, 3))))[0] == "abcdefghij"
+        runner.submit(GenerateRequest("r", ((1, 2, 300),)))
+    assert collect(runner.submit(GenerateRequest("r", ((1, 2, 3),))))[0] == "abcdefghij"
 
 
 def test_requests_join_and_leave_the_running_batch(runner: EngineRunner, runtime: FakeRuntime) -> None:
@@ -183,7 +185,8 @@ def test_cancelling_after_the_end_does_nothing(runner: EngineRunner) -> None:
     stream = runner.submit(request())
     collect(stream)
     stream.cancel()
-    assert isinstance(collect(stream)[1], Finished), "the end stays what it was"
+    assert isinstance(collect(runner.submit(request()))[1], Finished), "the engine goes on"
+    assert stream.take(0) is None, "nothing comes after the end"
     assert collect(runner.submit(request()))[0] == "abcdefghij"
 
 

@@ -67,9 +67,10 @@ def test_text_and_tokens(runtime: Runtime) -> None:
     tokens = runtime.tokenize("12+30=", add_special=False, parse_special=False)
     assert runtime.detokenize(tokens) == b"12+30="
     assert "hello" in runtime.render_chat([ChatMessage("user", "hello")])
-    runtime.prepare(SamplingParams(ignore_eos=True), tokens)
+    runtime.prepare(SamplingParams(ignore_eos=True))
+    runtime.check_tokens(tokens)
     with pytest.raises(InvalidRequest):
-        runtime.prepare(SamplingParams(), [10**7])
+        runtime.check_tokens([10**7])
 
 
 def test_the_numbers(runtime: Runtime) -> None:
@@ -79,8 +80,8 @@ def test_the_numbers(runtime: Runtime) -> None:
 
 
 def test_grammars_are_prepared_and_no_token_ends_a_sequence(runtime: Runtime) -> None:
-    runtime.prepare(SamplingParams(grammar='root ::= "a"'), None)
+    runtime.prepare(SamplingParams(grammar='root ::= "a"'))
     with pytest.raises(InvalidRequest) as caught:
-        runtime.prepare(SamplingParams(grammar='main ::= "a"'), None)
+        runtime.prepare(SamplingParams(grammar='main ::= "a"'))
     assert caught.value.param == "grammar"
     assert runtime.piece_or_eog(NO_TOKEN) is None

@@ -11,7 +11,7 @@ from modeld.engine.pace import FIRST_ROWS, MIN_ROWS, Pace
 from modeld.engine.prefix import Reuse, common_length
 from modeld.engine.scheduler import Move, Placed, Planned, Scheduler
 from modeld.engine.sequence import Sequence
-from modeld.types import SamplingParams
+from modeld.types import Chunk, Finished, SamplingParams
 
 
 def sequence(n_prompt: int, limit: int = 100) -> Sequence:
@@ -46,13 +46,13 @@ def step(scheduler: Scheduler, budget: int = 1000) -> list[tuple[int, int, int, 
 
 
 def test_a_prompt_longer_than_the_batch_goes_in_pieces_and_only_its_end_asks_for_logits() -> None:
-    scheduler = Scheduler(n_slots=1, n_batch=8)
+    scheduler = Scheduler(n_slots=1, n_batch=8, n_outputs=16)
     scheduler.add(sequence(20))
     assert [step(scheduler)[0] for _ in range(4)] == [(0, 0, 8, False), (0, 8, 8, False), (0, 16, 4, True), (0, 20, 1, True)]
 
 
 def test_generation_rows_come_first_and_prompts_share_the_rest_in_order_of_admission() -> None:
-    scheduler = Scheduler(n_slots=4, n_batch=8)
+    scheduler = Scheduler(n_slots=4, n_batch=8, n_outputs=16)
     scheduler.add(sequence(3))
     step(scheduler)
     scheduler.add(sequence(6))
@@ -62,7 +62,7 @@ def test_generation_rows_come_first_and_prompts_share_the_rest_in_order_of_admis
 
 
 def test_rows_are_sorted_by_slot_whatever_the_order_of_admission() -> None:
-    scheduler = Scheduler(n_slots=3, n_batch=32)
+    scheduler = Scheduler(n_slots=3, n_batch=32, n_outputs=16)
     first, *others = [sequence(2) for _ in range(3)]
     for one in (first, *others):
         scheduler.add(one)
@@ -73,7 +73,7 @@ def test_rows_are_sorted_by_slot_whatever_the_order_of_admission() -> None:
 
 
 def test_the_lowest_free_slot_goes_to_who_waits_longest() -> None:
-    scheduler = Scheduler(n_slots=2, n_batch=8)
+    scheduler = Scheduler(n_slots=2, n_batch=8, n_outputs=16)
     sequences = [sequence(1) for _ in range(4)]
     for one in sequences:
         scheduler.add(one)
@@ -86,7 +86,7 @@ def test_the_lowest_free_slot_goes_to_who_waits_longest() -> None:
 
 
 def test_a_sequence_that_waits_can_be_removed() -> None:
-    scheduler = Scheduler(n_slots=1, n_batch=8)
+    scheduler = Scheduler(n_slots=1, n_batch=8, n_outputs=16)
     running, waiting = sequence(1), sequence(1)
     scheduler.add(running)
     scheduler.add(waiting)
@@ -98,7 +98,7 @@ def test_a_sequence_that_waits_can_be_removed() -> None:
 
 
 def test_the_batch_never_has_more_rows_than_it_may() -> None:
-    scheduler = Scheduler(n_slots=4, n_batch=5)
+    scheduler = Scheduler(n_slots=4, n_batch=5, n_outputs=16)
     for n in (9, 2, 7, 1):
         scheduler.add(sequence(n))
     for _ in range(12):
@@ -106,7 +106,7 @@ def test_the_batch_never_has_more_rows_than_it_may() -> None:
 
 
 def test_the_youngest_is_the_one_admitted_last() -> None:
-    scheduler = Scheduler(n_slots=3, n_batch=8)
+    scheduler = Scheduler(n_slots=3, n_batch=8, n_outputs=16)
     for _ in range(3):
         scheduler.add(sequence(1))
     place_all(scheduler)
@@ -117,10 +117,11 @@ def test_the_youngest_is_the_one_admitted_last() -> None:
 def test_usage_counts_every_sampled_token() -> None:
     one = sequence(5, limit=3)
     one.n_cached = 5
-    assert one.accept(1, b"a") == ("a", None)
-    assert one.accept(2, b"b") == ("b", None)
-    text, end = one.accept(3, b"\xe2")
-    assert end is not None
+    assert one.accept(1, b"a") == Chunk("a")
+    assert one.accept(2, b"b") == Chunk("b")
+    last = one.accept(3, b"\xe2")
+    text, end = last.text, last.end
+    assert isinstance(end, Finished)
     assert (text, end.reason, end.usage.prompt_tokens, end.usage.completion_tokens) == ("\ufffd", "length", 5, 3)
 
 
@@ -128,25 +129,25 @@ def test_usage_counts_every_sampled_token() -> None:
 
 
 def test_prompts_get_their_budget_while_streams_run_and_all_of_the_batch_without() -> None:
-    scheduler = Scheduler(n_slots=2, n_batch=100)
+    scheduler = Scheduler(n_slots=2, n_batch=100, n_outputs=16)
     scheduler.add(sequence(3))
     step(scheduler)
     scheduler.add(sequence(90))
     assert step(scheduler, budget=30) == [(0, 3, 1, True), (1, 0, 30, False)]
     assert step(scheduler, budget=30)[1] == (1, 30, 30, False)
-    alone = Scheduler(n_slots=2, n_batch=100)
+    alone = Scheduler(n_slots=2, n_batch=100, n_outputs=16)
     alone.add(sequence(90))
     assert step(alone, budget=30) == [(0, 0, 90, True)]
 
 
 def test_many_short_prompts_are_read_at_once_whatever_the_few_that_stream() -> None:
-    scheduler = Scheduler(n_slots=4, n_batch=100)
+    scheduler = Scheduler(n_slots=4, n_batch=100, n_outputs=16)
     scheduler.add(sequence(3))
     step(scheduler)
     for _ in range(2):
         scheduler.add(sequence(40))
     assert [rows for _, _, rows, _ in step(scheduler, budget=30)] == [1, 40, 40]
-    again = Scheduler(n_slots=4, n_batch=100)
+    again = Scheduler(n_slots=4, n_batch=100, n_outputs=16)
     again.add(sequence(3))
     step(again)
     for _ in range(2):
@@ -165,7 +166,7 @@ def run_to_end(scheduler: Scheduler, one: Sequence, n_steps: int = 3) -> None:
 
 
 def test_a_conversation_that_goes_on_keeps_its_slot_and_its_cells() -> None:
-    scheduler = Scheduler(n_slots=4, n_batch=100)
+    scheduler = Scheduler(n_slots=4, n_batch=100, n_outputs=16)
     first = sequence(40)
     run_to_end(scheduler, first)
     again = with_tokens([*first.tokens[: first.n_cached], 1, 2, 3])
@@ -178,7 +179,7 @@ def test_a_conversation_that_goes_on_keeps_its_slot_and_its_cells() -> None:
 
 
 def test_the_last_prompt_token_is_always_computed() -> None:
-    scheduler = Scheduler(n_slots=2, n_batch=100)
+    scheduler = Scheduler(n_slots=2, n_batch=100, n_outputs=16)
     first = sequence(40)
     run_to_end(scheduler, first)
     scheduler.add(with_tokens(first.tokens[:40]))
@@ -186,7 +187,7 @@ def test_the_last_prompt_token_is_always_computed() -> None:
 
 
 def test_a_beginning_is_copied_from_a_busy_slot() -> None:
-    scheduler = Scheduler(n_slots=3, n_batch=100)
+    scheduler = Scheduler(n_slots=3, n_batch=100, n_outputs=16)
     first = sequence(40)
     scheduler.add(first)
     step(scheduler)
@@ -197,7 +198,7 @@ def test_a_beginning_is_copied_from_a_busy_slot() -> None:
 
 
 def test_requests_that_share_a_beginning_wait_for_the_one_that_computes_it() -> None:
-    scheduler = Scheduler(n_slots=4, n_batch=64)
+    scheduler = Scheduler(n_slots=4, n_batch=64, n_outputs=16)
     shared = list(range(100))
     for i in range(3):
         scheduler.add(with_tokens([*shared, 500 + i]))
@@ -208,7 +209,7 @@ def test_requests_that_share_a_beginning_wait_for_the_one_that_computes_it() -> 
 
 
 def test_short_beginnings_are_not_worth_it_and_cache_prompt_false_takes_and_leaves_nothing() -> None:
-    scheduler = Scheduler(n_slots=3, n_batch=100)
+    scheduler = Scheduler(n_slots=3, n_batch=100, n_outputs=16)
     first = sequence(40)
     run_to_end(scheduler, first)
     scheduler.add(with_tokens([*first.tokens[:10], 1, 2]))
@@ -217,7 +218,7 @@ def test_short_beginnings_are_not_worth_it_and_cache_prompt_false_takes_and_leav
 
 
 def test_a_long_source_is_not_copied_for_a_short_beginning() -> None:
-    scheduler = Scheduler(n_slots=2, n_batch=10_000)
+    scheduler = Scheduler(n_slots=2, n_batch=10_000, n_outputs=16)
     first = sequence(5000)
     scheduler.add(first)
     step(scheduler)
@@ -226,7 +227,7 @@ def test_a_long_source_is_not_copied_for_a_short_beginning() -> None:
 
 
 def test_an_empty_slot_is_taken_before_a_cached_one_and_the_oldest_cache_before_others() -> None:
-    scheduler = Scheduler(n_slots=3, n_batch=100)
+    scheduler = Scheduler(n_slots=3, n_batch=100, n_outputs=16)
     caches = [sequence(30) for _ in range(3)]
     for one in caches:
         scheduler.add(one)
@@ -241,7 +242,7 @@ def test_an_empty_slot_is_taken_before_a_cached_one_and_the_oldest_cache_before_
 
 
 def test_without_sharing_nothing_is_taken_over_and_nobody_waits() -> None:
-    scheduler = Scheduler(n_slots=3, n_batch=100, shares=False)
+    scheduler = Scheduler(n_slots=3, n_batch=100, n_outputs=16, shares=False)
     shared = list(range(60))
     for i in range(3):
         scheduler.add(with_tokens([*shared, 500 + i]))
@@ -254,7 +255,7 @@ def test_without_sharing_nothing_is_taken_over_and_nobody_waits() -> None:
 
 
 def test_the_outermost_sequence_moves_into_a_hole_until_there_is_none() -> None:
-    scheduler = Scheduler(n_slots=8, n_batch=100)
+    scheduler = Scheduler(n_slots=8, n_batch=100, n_outputs=16)
     sequences = [sequence(2) for _ in range(8)]
     for one in sequences:
         scheduler.add(one)
@@ -268,7 +269,7 @@ def test_the_outermost_sequence_moves_into_a_hole_until_there_is_none() -> None:
 
 
 def test_what_a_hole_has_cached_goes_to_another_free_slot() -> None:
-    scheduler = Scheduler(n_slots=4, n_batch=100)
+    scheduler = Scheduler(n_slots=4, n_batch=100, n_outputs=16)
     sequences = [sequence(30) for _ in range(3)]
     for one in sequences:
         scheduler.add(one)

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from modeld.errors import ModelNotFound, ModelNotLoaded, NotFound, RequestCancelled
 from modeld.events import EventHub, Subscription
+from modeld.httpapi.service import Sink
 from modeld.types import (
     ChatMessage,
     Chunk,
@@ -55,7 +56,7 @@ class FakeGeneration:
         with self._cond:
             if self._ended:
                 return
-            self._chunks.append(Chunk(text, len(text.split()), end))
+            self._chunks.append(Chunk(text, end))
             self._ended = end is not None
             self._cond.notify_all()
 
@@ -65,11 +66,12 @@ class FakeGeneration:
     def fail(self, error: Exception) -> None:
         self.feed("", Failed(error))
 
-    def take(self, timeout_s: float | None) -> Chunk | None:
+    def take(self, timeout_s: float | None, sink: Sink | None = None) -> list[Chunk] | None:
+        """One chunk at a time; never by way of the sink."""
         with self._cond:
             if not self._cond.wait_for(lambda: self._chunks, timeout_s):
                 return None
-            return self._chunks.popleft()
+            return [self._chunks.popleft()]
 
     def cancel(self) -> None:
         self.cancelled.set()

@@ -25,7 +25,7 @@ def test_chat_completion_as_the_official_client_reads_it(openai_client, service)
     assert answer.choices[0].finish_reason == "stop"
     assert answer.usage.total_tokens == 5
     assert answer.object == "chat.completion"
-    assert service.generation().request.prompt == (ChatMessage("user", "hi"),)
+    assert service.generation().request.prompts == ((ChatMessage("user", "hi"),),)
     assert not service.generation().cancelled.is_set()
 
 

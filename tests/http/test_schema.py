@@ -87,13 +87,26 @@ def test_parameters_reach_the_request():
 
 @pytest.mark.parametrize(
     ("prompt", "expected"),
-    [("", ""), ("a", "a"), (["a"], "a"), ([1, 2], (1, 2)), ([[1, 2]], (1, 2)), ([0], (0,))],
+    [
+        ("", ("",)),
+        ("a", ("a",)),
+        (["a"], ("a",)),
+        ([1, 2], ((1, 2),)),
+        ([[1, 2]], ((1, 2),)),
+        ([0], ((0,),)),
+        (["a", "b"], ("a", "b")),
+        ([[1], [2, 3]], ((1,), (2, 3))),
+        (["a", [1]], ("a", (1,))),
+    ],
 )
 def test_prompts(prompt, expected):
-    assert completion(prompt=prompt).generate.prompt == expected
+    assert completion(prompt=prompt, n=3).generate.prompts == expected
+    assert completion(prompt=prompt, n=3).generate.n_choices == 3 * len(expected)
 
 
-@pytest.mark.parametrize("prompt", [None, 1, {}, [], [[]], ["a", "b"], [[1], [2]], [1, "a"], [1.5], [-1], [True], [2**31]])
+@pytest.mark.parametrize(
+    "prompt", [None, 1, {}, [], [[]], ["a", []], [[1], [2.5]], [1, "a"], [1.5], [-1], [True], [2**31], ["a"] * 129]
+)
 def test_prompts_that_are_refused(prompt):
     with pytest.raises(InvalidRequest) as caught:
         completion(prompt=prompt)
@@ -107,7 +120,7 @@ def test_messages_become_role_and_text():
         {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
         {"role": "assistant", "content": "c", "tool_calls": None, "refusal": None},
     ]
-    assert chat(messages=messages).generate.prompt == (
+    assert chat(messages=messages).generate.prompts[0] == (
         ChatMessage("system", "d"),
         ChatMessage("system", ""),
         ChatMessage("user", "a\nb"),
@@ -166,6 +179,11 @@ def test_messages_that_are_refused(messages, param):
         ("repeat_last_n", -2),
         ("presence_penalty", 2.5),
         ("frequency_penalty", -2.5),
+        ("n", 0),
+        ("n", 129),
+        ("n", "1"),
+        ("n", True),
+        ("logprobs", 1.5),
         ("seed", "x"),
         ("seed", 2**64),
         ("stop", 1),
@@ -199,8 +217,6 @@ def test_wrong_types_and_ranges_name_their_parameter(param, value):
 @pytest.mark.parametrize(
     ("param", "refused", "passes"),
     [
-        ("n", [2, 0, "1", True], [1]),
-        ("logprobs", [True, 0, 5], [False]),
         ("mirostat", [1], [0]),
         ("xtc_probability", [0.5], [0.0]),
     ],
@@ -219,9 +235,7 @@ def test_what_is_known_but_not_served_is_refused_where_it_asks_for_something(par
     ("parse", "param", "refused", "passes"),
     [
         (completion, "best_of", 2, 1),
-        (completion, "echo", True, False),
         (completion, "suffix", "x", ""),
-        (chat, "top_logprobs", 1, 0),
         (chat, "tools", [{"type": "function"}], []),
         (chat, "tool_choice", "auto", "none"),
         (chat, "functions", [{}], []),
@@ -235,6 +249,46 @@ def test_what_one_route_knows_but_does_not_serve(parse, param, refused, passes):
         parse(**{param: refused})
     assert caught.value.param == param
     assert parse(**{param: passes}) == parse()
+
+
+@pytest.mark.parametrize(
+    ("parse", "given", "n_top"),
+    [
+        (completion, {}, None),
+        (completion, {"logprobs": False}, None),
+        (completion, {"logprobs": 0}, 0),
+        (completion, {"logprobs": 20}, 20),
+        (chat, {}, None),
+        (chat, {"logprobs": False, "top_logprobs": 0}, None),
+        (chat, {"logprobs": True}, 0),
+        (chat, {"logprobs": True, "top_logprobs": 20}, 20),
+    ],
+)
+def test_logprobs_are_asked_for_in_two_ways(parse, given, n_top):
+    assert parse(**given).generate.n_top_logprobs == n_top
+
+
+@pytest.mark.parametrize(
+    ("parse", "given", "param"),
+    [
+        (completion, {"logprobs": 21}, "logprobs"),
+        (completion, {"logprobs": True}, "logprobs"),
+        (completion, {"echo": 1}, "echo"),
+        (chat, {"logprobs": 5}, "logprobs"),
+        (chat, {"top_logprobs": 5}, "top_logprobs"),
+        (chat, {"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        (chat, {"echo": True, "max_tokens": 0}, "max_tokens"),
+    ],
+)
+def test_logprobs_and_echo_that_are_refused(parse, given, param):
+    with pytest.raises(InvalidRequest) as caught:
+        parse(**given)
+    assert caught.value.param == param
+
+
+def test_no_token_at_all_may_be_asked_for_with_echo():
+    assert completion(prompt="x", echo=True, max_tokens=0).generate.max_tokens == 0
+    assert completion(prompt="x", echo=True, n_predict=0).generate.max_tokens == 0
 
 
 def test_the_names_of_max_tokens_must_agree():

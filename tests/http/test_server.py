@@ -89,7 +89,7 @@ def test_chunked_requests_are_read_and_the_connection_kept(client: RawClient, se
     )
     assert client.answer().status == 200
     assert client.answer().status == 200
-    assert service.generation().request.prompt == "q"
+    assert service.generation().request.prompts == ("q",)
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def generate(
     """The text, and whether it came to its end by itself."""
     sampling = SamplingParams(grammar=grammar, **params)
     tokens = runtime.tokenize(prompt, add_special=True, parse_special=True)
-    runtime.prepare(sampling, None)
+    runtime.prepare(sampling)
     chain = runtime.sampler(sampling, seed, tokens)
     pieces: list[bytes] = []
     try:
@@ -139,11 +139,11 @@ def test_what_libllama_refuses_is_an_error_of_the_request(runtime, grammar):
     handles = open_handles()
     check_gbnf(grammar)
     with pytest.raises(InvalidRequest, match="libllama refuses it") as caught:
-        runtime.prepare(SamplingParams(grammar=grammar), None)
+        runtime.prepare(SamplingParams(grammar=grammar))
     assert caught.value.param == "grammar"
     assert open_handles() == handles
 
 
 def test_grammars_that_pass_the_check_are_read_by_libllama(runtime):
     for schema in (SCHEMA, {}, {"type": "array", "items": SCHEMA, "maxItems": 1000}, {"type": "string", "maxLength": 20_000}):
-        runtime.prepare(SamplingParams(grammar=gbnf_of(JsonSchema(schema, "p"))), None)
+        runtime.prepare(SamplingParams(grammar=gbnf_of(JsonSchema(schema, "p"))))

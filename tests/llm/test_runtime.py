@@ -221,9 +221,9 @@ def test_ids_outside_the_vocabulary_are_refused(runtime: LlamaRuntime) -> None:
         with pytest.raises(InvalidRequest, match="outside the vocabulary"):
             runtime.detokenize([bad])
         with pytest.raises(InvalidRequest, match="outside the vocabulary"):
-            runtime.prepare(SamplingParams(logit_bias=((bad, 1.0),)), None)
+            runtime.prepare(SamplingParams(logit_bias=((bad, 1.0),)))
         with pytest.raises(InvalidRequest, match="outside the vocabulary"):
-            runtime.prepare(GREEDY, [1, bad])
+            runtime.check_tokens([1, bad])
 
 
 def test_messages_become_a_prompt_that_ends_where_the_assistant_begins(runtime: LlamaRuntime) -> None:

@@ -1,0 +1,32 @@
+"""Who brings text to the handlers? One thread, once a step: the engine does not wake sixteen threads before its next decode."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Iterable
+
+from modeld.engine.stream import TokenStream
+from modeld.threads import start_thread
+
+
+class Delivery:
+    """The thread `modeld-deliver` of one engine. `step` from the engine thread, `close` by its owner."""
+
+    def __init__(self) -> None:
+        """Raises RuntimeError when the system refuses another thread."""
+        self._steps: queue.SimpleQueue[Iterable[TokenStream] | None] = queue.SimpleQueue()
+        self._thread = start_thread("modeld-deliver", self._run)
+
+    def step(self, streams: Iterable[TokenStream]) -> None:
+        """These got chunks in one step of the engine."""
+        self._steps.put(streams)
+
+    def close(self) -> None:
+        """Deliver what was handed over, end the thread and join it. Once."""
+        self._steps.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (streams := self._steps.get()) is not None:
+            for stream in streams:
+                stream.deliver()

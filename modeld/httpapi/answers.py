@@ -1,0 +1,157 @@
+"""How do answers look in the two shapes of the OpenAI API? Whole ones, and the frames of streams.
+
+A stream's frames differ in their text alone, so everything else is encoded once a request: under load a frame costs
+one string encoding and two concatenations.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from json.encoder import encode_basestring_ascii as encode_text
+
+from modeld.httpapi import sse
+from modeld.httpapi.logprobs import chat_logprobs, completion_logprobs
+from modeld.types import Chunk, Finished, TokenLogprob, Usage
+
+Json = dict[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Where the two APIs differ."""
+
+    id_prefix: str
+    whole_object: str
+    stream_object: str
+    whole_choice: Callable[[str], Json]  # text -> what holds it in the choice of a whole answer
+    text_before: str  # JSON around the text in a choice of a stream
+    text_after: str
+    first_choice: str | None  # of a stream, before any text
+    last_choice: str  # the one with the finish reason, which has no text
+    logprobs: Callable[[Sequence[TokenLogprob]], Json]
+
+
+COMPLETION = Shape(
+    id_prefix="cmpl-",
+    whole_object="text_completion",
+    stream_object="text_completion",
+    whole_choice=lambda text: {"text": text},
+    text_before='"text":',
+    text_after="",
+    first_choice=None,
+    last_choice='"text":""',
+    logprobs=completion_logprobs,
+)
+CHAT = Shape(
+    id_prefix="chatcmpl-",
+    whole_object="chat.completion",
+    stream_object="chat.completion.chunk",
+    whole_choice=lambda text: {"message": {"role": "assistant", "content": text, "refusal": None}},
+    text_before='"delta":{"content":',
+    text_after="}",
+    first_choice='"delta":{"role":"assistant","content":""}',
+    last_choice='"delta":{}',
+    logprobs=chat_logprobs,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerHead:
+    """What every object of one answer says."""
+
+    answer_id: str
+    created: int  # seconds since the epoch
+    model_id: str
+
+
+class Tally:
+    """The usage of all choices. The prompt counts once, whatever the number of answers to it."""
+
+    def __init__(self, n_choices: int, n_per_prompt: int) -> None:
+        self._n_per_prompt = n_per_prompt
+        self.n_open = n_choices
+        self._prompt_tokens = self._completion_tokens = self._cached_tokens = 0
+
+    def add(self, index: int, usage: Usage) -> None:
+        """Choice `index` has ended."""
+        self.n_open -= 1
+        self._completion_tokens += usage.completion_tokens
+        if index % self._n_per_prompt == 0:
+            self._prompt_tokens += usage.prompt_tokens
+            self._cached_tokens += usage.cached_tokens
+
+    def json(self) -> Json:
+        return {
+            "prompt_tokens": self._prompt_tokens,
+            "completion_tokens": self._completion_tokens,
+            "total_tokens": self._prompt_tokens + self._completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": self._cached_tokens},
+        }
+
+
+def whole_answer(shape: Shape, head: AnswerHead, choices: Sequence[Sequence[Chunk]], tally: Tally, *, logprobs: bool) -> Json:
+    """`choices`: all chunks of each, the last one finished."""
+    return {
+        "id": head.answer_id,
+        "object": shape.whole_object,
+        "created": head.created,
+        "model": head.model_id,
+        "choices": [_whole_choice(shape, index, chunks, logprobs=logprobs) for index, chunks in enumerate(choices)],
+        "usage": tally.json(),
+    }
+
+
+def _whole_choice(shape: Shape, index: int, chunks: Sequence[Chunk], *, logprobs: bool) -> Json:
+    end = chunks[-1].end
+    assert isinstance(end, Finished)
+    return {
+        "index": index,
+        **shape.whole_choice("".join(chunk.text for chunk in chunks)),
+        "logprobs": shape.logprobs([item for chunk in chunks for item in chunk.logprobs]) if logprobs else None,
+        "finish_reason": end.reason,
+    }
+
+
+class Frames:
+    """The frames of one stream."""
+
+    def __init__(self, shape: Shape, head: AnswerHead, n_choices: int, *, include_usage: bool) -> None:
+        start = json.dumps({"id": head.answer_id, "object": shape.stream_object, "created": head.created, "model": head.model_id})
+        self._shape = shape
+        self._include_usage = include_usage
+        self._head = f"data: {start[:-1]}, "
+        self._tail = (',"usage":null' if include_usage else "") + "}\n\n"
+        self._before = [f'{self._head}"choices":[{{"index":{index},' for index in range(n_choices)]
+        self._before_text = [before + shape.text_before for before in self._before]
+        self._after_text = f'{shape.text_after},"logprobs":null,"finish_reason":null}}]{self._tail}'
+
+    def opening(self) -> tuple[bytes, ...]:
+        first = self._shape.first_choice
+        return () if first is None else tuple(self._choice(index, first, "null") for index in range(len(self._before)))
+
+    def text(self, chunks: Sequence[Chunk]) -> tuple[bytes, ...]:
+        """A frame for each chunk that has text or logprobs."""
+        return tuple([self._text(chunk) for chunk in chunks if chunk.text or chunk.logprobs])
+
+    def _text(self, chunk: Chunk) -> bytes:
+        before = self._before_text[chunk.index] + encode_text(chunk.text)
+        if not chunk.logprobs:
+            return (before + self._after_text).encode("ascii")
+        logprobs = json.dumps(self._shape.logprobs(chunk.logprobs))
+        return f'{before}{self._shape.text_after},"logprobs":{logprobs},"finish_reason":null}}]{self._tail}'.encode("ascii")
+
+    def finish(self, index: int, finished: Finished) -> bytes:
+        """The last frame of a choice."""
+        return self._choice(index, self._shape.last_choice, encode_text(finished.reason))
+
+    def closing(self, tally: Tally) -> tuple[bytes, ...]:
+        """What follows the last choice's last frame."""
+        if not self._include_usage:
+            return (sse.DONE,)
+        return f'{self._head}"choices":[],"usage":{json.dumps(tally.json())}}}\n\n'.encode("ascii"), sse.DONE
+
+    def _choice(self, index: int, choice: str, finish_reason: str) -> bytes:
+        rest = f'"logprobs":null,"finish_reason":{finish_reason}}}]{self._tail}'
+        return f"{self._before[index]}{choice},{rest}".encode("ascii")
