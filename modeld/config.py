@@ -153,6 +153,12 @@ MODEL_KEYS: tuple[Key, ...] = (
     Key("n_batch", _whole(1, 65536), "2048", "Tokens of one decode, at most; at least `n_parallel`."),
     Key("n_ubatch", _whole(1, 65536), "512", "Tokens computed at once; at most `n_batch`, to which the default is cut."),
     Key("n_threads", _whole(0, 1024), "0", "0: the usable cores (affinity and cgroup quota respected)."),
+    Key(
+        "cpu_pinning",
+        _choice("auto", "on", "off"),
+        "auto",
+        "Compute threads bound to a core each; auto: if they take all.",
+    ),
     Key("max_step_ms", _whole(10, 60_000), "250", "What a step may take while answers stream and a prompt is read (ms)."),
     Key("n_gpu_layers", _whole(-1, 65536), "-1", "Layers kept on the GPU; -1: all."),
     Key("main_gpu", _whole(0, 15), "0", "The GPU that is used where one is."),

@@ -53,6 +53,7 @@ class ModelSpec:
     n_batch: int = 2048  # rows of one decode, at most
     n_ubatch: int = 512
     n_threads: int = 0  # 0: the usable cores
+    cpu_pinning: str = "auto"  # auto | on | off: each compute thread bound to a core of its own
     max_step_ms: int = 250  # what a step may take while streams run and a prompt is read
     n_gpu_layers: int = -1
     main_gpu: int = 0

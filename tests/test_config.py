@@ -72,6 +72,7 @@ models:
     n_batch: 256
     n_ubatch: 256
     n_threads: 3
+    cpu_pinning: on
     max_step_ms: 20
     n_gpu_layers: 10
     main_gpu: 1
@@ -93,7 +94,8 @@ models:
     spec = loaded.models[1]
     assert dataclasses.asdict(spec) == {
         "id": "qwen2.5:0.5b", "name": "Qwen", "path": spec.path, "quant": "Q4_0", "family": "qwen2", "n_ctx": 0,
-        "n_parallel": 256, "n_batch": 256, "n_ubatch": 256, "n_threads": 3, "max_step_ms": 20, "n_gpu_layers": 10, "main_gpu": 1,
+        "n_parallel": 256, "n_batch": 256, "n_ubatch": 256, "n_threads": 3, "cpu_pinning": "on",
+        "max_step_ms": 20, "n_gpu_layers": 10, "main_gpu": 1,
         "split_mode": "row", "tensor_split": (3.0, 0.5), "cache_type_k": "q8_0", "cache_type_v": "iq4_nl", "flash_attn": "on",
         "load_mode": "none", "chat_template": "chatml", "seed": 4294967295, "sha256": "ab" * 32,
     }  # fmt: skip
@@ -265,6 +267,7 @@ def test_a_bad_file_is_told_file_line_key_and_what_was_expected(write: Write, te
         ("n_batch", ["0", "65537"]),
         ("n_ubatch", ["0", "65537", "null"]),
         ("n_threads", ["-1", "1025", "auto"]),
+        ("cpu_pinning", ["yes", "1", "null"]),
         ("n_gpu_layers", ["-2", "65537", "all"]),
         ("main_gpu", ["-1", "16"]),
         ("split_mode", ["rows", "null", "1"]),

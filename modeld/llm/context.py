@@ -10,7 +10,7 @@ from modeld.errors import LoadFailed
 from modeld.llm import libllama as C
 from modeld.llm.adapter import DecodeAborted, DecodeFatal, DecodeInvalid, NoKvRoom, Span
 from modeld.llm.backend import Backend
-from modeld.llm.cores import compute_cores
+from modeld.llm.cores import ComputePlan, compute_plan
 from modeld.llm.handles import Handle
 from modeld.llm.memory import large_blocks_mapped
 from modeld.llm.model import Model, why
@@ -37,7 +37,7 @@ _POLL = 50  # how long an idle pool thread spins before it sleeps; ggml's own de
 
 
 class ThreadPool(Handle):
-    """ggml's compute threads, each on a core of its own.
+    """ggml's compute threads, each on a core of its own where the plan says which.
 
     Unpinned, two of them can land on one core and spin against each other for a whole run (facts/llama.md). It starts
     paused: the thread that decodes first, the engine's, then takes the last core for itself, and not the thread that
@@ -46,20 +46,20 @@ class ThreadPool(Handle):
 
     kind = "thread pool"
 
-    def __init__(self, backend: Backend, cores: Sequence[int]) -> None:
+    def __init__(self, backend: Backend, plan: ComputePlan) -> None:
         lib = backend.lib
         params = C.ggml_threadpool_params()
-        lib.ggml_threadpool_params_init(ctypes.byref(params), len(cores))
-        for core in cores:
+        lib.ggml_threadpool_params_init(ctypes.byref(params), plan.n_threads)
+        for core in plan.cores:
             params.cpumask[core] = True
-        params.strict_cpu = True
+        params.strict_cpu = bool(plan.cores)
         params.poll = _POLL
         params.paused = True
         raw = lib.ggml_threadpool_new(ctypes.byref(params))
         if not raw:
-            raise LoadFailed(f"ggml could not make a pool of {len(cores)} threads")
+            raise LoadFailed(f"ggml could not make a pool of {plan.n_threads} threads")
         super().__init__(raw, lib.ggml_threadpool_free)
-        self.n_threads = len(cores)
+        self.n_threads = plan.n_threads
 
 
 class AbortFlag:
@@ -89,7 +89,7 @@ class Context(Handle):
         n_seq_limit = int(lib.llama_max_parallel_sequences())
         if spec.n_parallel > n_seq_limit:
             raise LoadFailed(f"n_parallel: {spec.n_parallel} slots asked, this library allows {n_seq_limit}")
-        cores = compute_cores(spec.n_threads)
+        plan = compute_plan(spec.n_threads, spec.cpu_pinning)
         params = lib.llama_context_default_params()
         params.n_ctx = spec.n_ctx
         params.n_batch = max(spec.n_batch, spec.n_parallel)  # one row of generation for each slot must fit
@@ -98,7 +98,7 @@ class Context(Handle):
         # One row of logits a slot, or some more when a prompt's are wanted; the default reserves n_batch rows of the vocabulary.
         self.n_outputs = max(spec.n_parallel, min(_SCORED_ROWS, params.n_batch))
         params.n_outputs_max = self.n_outputs
-        params.n_threads = params.n_threads_batch = len(cores)
+        params.n_threads = params.n_threads_batch = plan.n_threads
         params.type_k = _CACHE_TYPES[spec.cache_type_k]
         params.type_v = _CACHE_TYPES[spec.cache_type_v]
         params.flash_attn_type = _FLASH_ATTN[spec.flash_attn]
@@ -114,12 +114,12 @@ class Context(Handle):
         self._lib = lib
         self._pool: ThreadPool | None = None
         try:
-            self._pool = ThreadPool(backend, cores)
+            self._pool = ThreadPool(backend, plan)
             lib.llama_attach_threadpool(self, self._pool, self._pool)
         except BaseException:
             self.close()
             raise
-        self.n_threads = len(cores)
+        self.n_threads = plan.n_threads
         self.n_ctx = int(lib.llama_n_ctx(self))
         self.n_ctx_slot = int(lib.llama_n_ctx_seq(self))
         self.n_slots = spec.n_parallel

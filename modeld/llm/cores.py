@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from modeld.llm.libllama import GGML_MAX_N_THREADS
@@ -12,30 +13,40 @@ from modeld.llm.libllama import GGML_MAX_N_THREADS
 log = logging.getLogger("modeld.engine")
 
 
-def usable_cores() -> list[int]:
-    """The cores this process may run on, cut to what its CPU quota pays for; ascending, at least one."""
+@dataclass(frozen=True, slots=True)
+class ComputePlan:
+    """`n_threads` compute threads, each bound to one of as many `cores`; with `cores` empty the system places them."""
+
+    n_threads: int
+    cores: tuple[int, ...]
+
+
+def compute_plan(n_threads: int, pinning: str) -> ComputePlan:
+    """`n_threads`: 0 means the usable cores. `pinning`: auto, on or off.
+
+    More threads than cores only spin against each other, and ggml aborts when it cannot make one, so the number is
+    clamped and the log says so. `auto` binds when the threads take every core the process may run on: with fewer, the
+    choice of cores would be a guess, and a second process that guesses alike computes on the same ones.
+    """
+    allowed = _allowed_cores()
+    quota = _cgroup_quota(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))
+    n_usable = len(allowed) if quota is None else min(len(allowed), max(1, math.ceil(quota)))
+    if n_threads > n_usable:
+        log.warning(
+            "n_threads: %d asked, %d cores are usable (affinity, cgroup quota): %d threads", n_threads, n_usable, n_usable
+        )
+    n = min(n_threads or n_usable, n_usable)
+    bound = pinning == "on" or (pinning == "auto" and n == len(allowed))
+    return ComputePlan(n, tuple(allowed[:n]) if bound else ())
+
+
+def _allowed_cores() -> list[int]:
+    """The cores this process may run on; ascending, at least one."""
     try:
         cores = sorted(os.sched_getaffinity(0))
     except AttributeError:  # not Linux
         cores = list(range(os.cpu_count() or 1))
-    quota = _cgroup_quota(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))
-    if quota is not None:
-        cores = cores[: max(1, math.ceil(quota))]
     return [core for core in cores if core < GGML_MAX_N_THREADS] or [0]
-
-
-def compute_cores(n_threads: int) -> list[int]:
-    """The cores for `n_threads` compute threads, one each; 0 means all usable ones.
-
-    More threads than cores only spin against each other, and ggml aborts when it cannot make one, so the number is
-    clamped and the log says so.
-    """
-    cores = usable_cores()
-    if n_threads > len(cores):
-        log.warning(
-            "n_threads: %d asked, %d cores are usable (affinity, cgroup quota): %d threads", n_threads, len(cores), len(cores)
-        )
-    return cores[: n_threads or len(cores)]
 
 
 def _cgroup_quota(membership: Path, root: Path) -> float | None:
