@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 import signal
 import sys
@@ -84,7 +85,7 @@ def serve(config: Config) -> int:
             verify_sha256(spec.path, spec.sha256, on_progress)
 
     manager = Manager(config.models, config.default_model, open_runner, inspect, version=__version__, verify=verify)
-    limits = Limits(connections=config.server.max_connections)
+    limits = Limits(connections=config.server.max_connections, generation_s=config.server.generation_timeout_s or math.inf)
     try:
         server = HttpServer(manager, config.server.host, config.server.port, limits)
     except (OSError, UnicodeError) as error:  # UnicodeError: a host name with an empty or overlong label

@@ -29,6 +29,7 @@ class ServerConfig:
     port: int = 8080
     queue_size: int = 128
     max_connections: int = 512
+    generation_timeout_s: int = 0
     log_level: str = "info"
     log_format: str = "auto"
 
@@ -138,6 +139,7 @@ SERVER_KEYS: tuple[Key, ...] = (
     Key("port", _whole(0, 65535), "8080", "Port to listen on; 0 takes a free one."),
     Key("queue_size", _whole(0, 65536), "128", "Requests that may wait for a slot; one more gets 429 `queue_full`."),
     Key("max_connections", _whole(1, 65536), "512", "Connections served at once; one more gets 503."),
+    Key("generation_timeout_s", _whole(0, 86_400), "0", "What a generation may take, the queue included; 0: no limit."),
     Key("log_level", _choice("debug", "info", "warning", "error"), "info", "Least severity that is logged."),
     Key("log_format", _choice("auto", "text", "json"), "auto", "`auto`: text on a terminal, JSON elsewhere."),
 )

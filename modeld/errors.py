@@ -146,6 +146,13 @@ class TooManyConnections(Unavailable):
     code = "too_many_connections"
 
 
+class GenerationTimeout(ModeldError):
+    """A request that took longer than the operator allows; it was cancelled."""
+
+    code = "generation_timeout"
+    status = 504
+
+
 class EngineFailed(ModeldError):
     """The engine died, or a decode failed for good, while the request was in it."""
 

@@ -19,7 +19,9 @@ class FakeGeneration:
     def __init__(self, model_id: str) -> None:
         self.model_id = model_id
 
-    def take(self, timeout_s: float | None, sink: Callable[[list[Chunk]], bool] | None = None) -> list[Chunk] | None:
+    def take(
+        self, timeout_s: float | None, sink: Callable[[list[Chunk]], bool] | None = None, until: float = 0
+    ) -> list[Chunk] | None:
         return None
 
     def cancel(self) -> None:

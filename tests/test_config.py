@@ -57,7 +57,7 @@ def test_every_key_is_taken_over(write: Write, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("HOME", "/home/somebody")
     path = write(
         f"""
-server: {{host: "::1", port: 0, queue_size: 0, max_connections: 7, log_level: debug, log_format: json}}
+server: {{host: "::1", port: 0, queue_size: 0, max_connections: 7, generation_timeout_s: 9, log_level: debug, log_format: json}}
 default_model: qwen2.5:0.5b
 models:
   - id: first
@@ -88,7 +88,7 @@ models:
 """
     )
     loaded = load_config(path)
-    assert loaded.server == ServerConfig("::1", 0, 0, 7, "debug", "json")
+    assert loaded.server == ServerConfig("::1", 0, 0, 7, 9, "debug", "json")
     assert loaded.default_model == "qwen2.5:0.5b"
     assert [spec.path for spec in loaded.models] == [Path("/absolute.gguf"), Path("/home/somebody/qwen.gguf")]
     spec = loaded.models[1]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 
@@ -67,8 +69,9 @@ class TokenStream:
 
     # -- the handler
 
-    def take(self, timeout_s: float | None, sink: Sink | None = None) -> list[Chunk] | None:
-        """What is pending, one chunk a choice, as soon as there is any; None when nothing came for `timeout_s`.
+    def take(self, timeout_s: float | None, sink: Sink | None = None, until: float = math.inf) -> list[Chunk] | None:
+        """What is pending, one chunk a choice, as soon as there is any; None when nothing came for `timeout_s`, and at
+        `until` (of time.monotonic()) in any case.
 
         With a sink, that is given what comes while this waits, on the delivery thread; then only ends come back here, and
         an empty list when the sink could not take all. After the last end there is nothing to wait for.
@@ -78,7 +81,10 @@ class TokenStream:
             try:
                 while not self._pending and not self._sink_gave_up:
                     n_before = self._n_delivered
-                    if not self._cond.wait(timeout_s) and n_before == self._n_delivered and not self._pending:
+                    left_s = until - time.monotonic()
+                    wait_s = min(left_s, timeout_s if timeout_s is not None else left_s)
+                    woken = wait_s > 0 and self._cond.wait(None if wait_s == math.inf else wait_s)
+                    if not woken and not self._pending and (wait_s == left_s or n_before == self._n_delivered):
                         return None
                 self._sink_gave_up = False
                 return self._drained()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -20,5 +21,6 @@ class Limits:
     idle_s: float = 15.0  # a kept connection between two requests
     send_s: float = 10.0  # one write, until the kernel has taken all of it
     linger_s: float = 1.0  # reading away what a client still sends after the last response
+    generation_s: float = math.inf  # a generation, from its request's body on
     heartbeat_s: float = 15.0  # silence on an event stream before a comment goes out
     unacknowledged_s: float = 20.0  # bytes that a client's kernel does not acknowledge (TCP_USER_TIMEOUT)

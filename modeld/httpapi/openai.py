@@ -6,7 +6,7 @@ import time
 import uuid
 from collections.abc import Iterator
 
-from modeld.errors import ModelLoading, ModelNotFound, NoModel
+from modeld.errors import GenerationTimeout, ModelLoading, ModelNotFound, NoModel
 from modeld.httpapi import parameters, schema, sse
 from modeld.httpapi.answers import CHAT, COMPLETION, AnswerHead, Frames, Shape, Tally, whole_answer
 from modeld.httpapi.fields import Fields
@@ -77,6 +77,7 @@ def _loaded(service: Service) -> LoadedModel:
 
 def _generate(request: Request, service: Service, asked: CompletionRequest, shape: Shape) -> Response | StreamResponse:
     created = int(time.time())
+    until = time.monotonic() + request.limits.generation_s
     loaded = service.loaded()
     if loaded is not None:  # so that a refusal names it, too
         request.reply_fields["X-Model-Id"] = loaded.id
@@ -87,18 +88,19 @@ def _generate(request: Request, service: Service, asked: CompletionRequest, shap
     n_choices = asked.generate.n_choices
     tally = Tally(n_choices, asked.generate.n)
     if not asked.stream:
-        choices = _collect(generation, n_choices, tally)
+        choices = _collect(generation, n_choices, tally, until)
         logprobs = asked.generate.n_top_logprobs is not None
         return json_response(200, whole_answer(shape, head, choices, tally, logprobs=logprobs))
-    first = generation.take(None)
-    assert first is not None  # without a timeout there is something
+    first = generation.take(None, until=until)
+    if first is None:
+        raise _timed_out(generation)
     _raise_failure(first)  # nothing was sent yet, so the status can still say it
     frames = Frames(shape, head, n_choices, include_usage=asked.include_usage)
-    writes = _stream_writes(request, generation, first, frames, tally)
+    writes = _stream_writes(request, generation, first, frames, tally, until)
     return StreamResponse(writes, error_frame=lambda error: sse.data_frame(schema.error_json(error)), fields=sse.FIELDS)
 
 
-def _collect(generation: Generation, n_choices: int, tally: Tally) -> list[list[Chunk]]:
+def _collect(generation: Generation, n_choices: int, tally: Tally, until: float) -> list[list[Chunk]]:
     """All chunks of each choice. Until one ends the handler sleeps: the text is laid by for it."""
     choices: list[list[Chunk]] = [[] for _ in range(n_choices)]
 
@@ -108,8 +110,9 @@ def _collect(generation: Generation, n_choices: int, tally: Tally) -> list[list[
         return True
 
     while tally.n_open:
-        chunks = generation.take(None, lay_by)
-        assert chunks is not None
+        chunks = generation.take(None, lay_by, until)
+        if chunks is None:
+            raise _timed_out(generation)
         _raise_failure(chunks)
         lay_by(chunks)
         _count_ends(chunks, tally)
@@ -117,7 +120,7 @@ def _collect(generation: Generation, n_choices: int, tally: Tally) -> list[list[
 
 
 def _stream_writes(
-    request: Request, generation: Generation, first: list[Chunk], frames: Frames, tally: Tally
+    request: Request, generation: Generation, first: list[Chunk], frames: Frames, tally: Tally, until: float
 ) -> Iterator[tuple[bytes, ...]]:
     """One item a wake-up, with all that was pending. Raises what ended the generation early.
 
@@ -131,6 +134,8 @@ def _stream_writes(
     opening = frames.opening()
     while True:
         if chunks is None:
+            if time.monotonic() >= until:
+                raise _timed_out(generation)
             yield (sse.KEEP_ALIVE,)
         else:
             _count_ends(chunks, tally)
@@ -142,7 +147,12 @@ def _stream_writes(
                 return
             yield write
             _raise_failure(chunks)
-        chunks = generation.take(request.limits.heartbeat_s, write_text)
+        chunks = generation.take(request.limits.heartbeat_s, write_text, until)
+
+
+def _timed_out(generation: Generation) -> GenerationTimeout:
+    generation.cancel()
+    return GenerationTimeout("the generation took longer than this server allows (server.generation_timeout_s); it was cancelled")
 
 
 def _count_ends(chunks: list[Chunk], tally: Tally) -> None:

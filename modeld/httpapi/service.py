@@ -17,8 +17,9 @@ class Generation(Protocol):
 
     model_id: str
 
-    def take(self, timeout_s: float | None, sink: Sink | None = None) -> list[Chunk] | None:
-        """What is pending, one chunk a choice, as soon as there is any; None when nothing came for `timeout_s`.
+    def take(self, timeout_s: float | None, sink: Sink | None = None, until: float = ...) -> list[Chunk] | None:
+        """What is pending, one chunk a choice, as soon as there is any; None when nothing came for `timeout_s`, and at
+        `until` (of time.monotonic()) in any case.
 
         While this waits, text goes to the sink instead, on another thread, and the handler sleeps on: it comes back with
         chunks that hold an end, or with none when the sink answered False. Each choice ends once; nothing comes after the

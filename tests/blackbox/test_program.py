@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from modeld import __version__
-from tests.daemon import ROOT, Daemon, demo_config
+from tests.daemon import MODELS, ROOT, Daemon, demo_config
 
 PYTHON = sys.executable
 
@@ -44,6 +44,27 @@ def test_sigterm_ends_streams_with_an_error_frame_and_exits_with_0(tmp_path: Pat
         assert stream.frames[-1]["error"]["code"] == "shutting_down"
         assert not stream.done
         assert daemon.wait() == 0
+
+
+def test_a_generation_that_takes_too_long_is_ended_and_its_slot_is_free(tmp_path: Path) -> None:
+    config = tmp_path / "models.yaml"
+    config.write_text(
+        f"""
+server: {{port: 0, generation_timeout_s: 1}}
+models: [{{id: long, path: {MODELS}/demo-stories.gguf, n_ctx: 262144, n_parallel: 1}}]
+"""
+    )
+    endless = {"prompt": "One day", "ignore_eos": True, "max_tokens": 200_000}
+    with Daemon(config) as daemon:
+        daemon.wait_ready()
+        with daemon.stream("/v1/completions", endless) as stream:
+            list(stream)
+        assert stream.text
+        assert stream.frames[-1]["error"]["code"] == "generation_timeout"
+        assert not stream.done
+        status, _, body = daemon.request("POST", "/v1/completions", endless)
+        assert (status, body["error"]["code"]) == (504, "generation_timeout")
+        daemon.wait_status(lambda status: status["slots"]["busy"] == 0)
 
 
 def test_a_second_signal_leaves_at_once(tmp_path: Path) -> None:

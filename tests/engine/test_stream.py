@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 
 import pytest
@@ -141,3 +142,20 @@ def test_the_delivery_thread_wakes_the_handlers_of_a_step_and_ends_after_the_las
     delivery.step(streams)
     delivery.close()
     assert [handler.result() for handler in handlers] == [[Chunk("a", END)]] * 3
+
+
+def test_the_last_moment_comes_also_while_text_flows() -> None:
+    stream, done = new_stream(), threading.Event()
+    handler: list[list[Chunk] | None] = []
+
+    def take() -> None:
+        handler.append(stream.take(WAIT_S, lambda chunks: True, until=time.monotonic() + 0.2))
+        done.set()
+
+    thread = threading.Thread(target=take)
+    thread.start()
+    while not done.wait(0.01):
+        stream.put(Chunk("a"))
+        stream.deliver()
+    thread.join()
+    assert handler[-1] is None or handler[-1] == [Chunk("a")], "text that came in the very last moment is not lost"

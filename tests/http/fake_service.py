@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
@@ -66,10 +68,11 @@ class FakeGeneration:
     def fail(self, error: Exception) -> None:
         self.feed("", Failed(error))
 
-    def take(self, timeout_s: float | None, sink: Sink | None = None) -> list[Chunk] | None:
+    def take(self, timeout_s: float | None, sink: Sink | None = None, until: float = math.inf) -> list[Chunk] | None:
         """One chunk at a time; never by way of the sink."""
+        left_s = min(until - time.monotonic(), math.inf if timeout_s is None else timeout_s)
         with self._cond:
-            if not self._cond.wait_for(lambda: self._chunks, timeout_s):
+            if not self._cond.wait_for(lambda: self._chunks, None if left_s == math.inf else left_s):
                 return None
             return [self._chunks.popleft()]
 

@@ -7,6 +7,7 @@ from fake_service import LOADED, FakeService
 from openai import OpenAI
 from raw_client import RawClient, data_frames
 
+from modeld.httpapi.limits import Limits
 from modeld.httpapi.server import HttpServer
 from modeld.types import ChatMessage, Finished, Usage
 
@@ -66,3 +67,24 @@ def test_text_in_a_frame_is_escaped(client: RawClient, service: FakeService):
     frames = data_frames(client.request("POST", "/v1/completions", {"prompt": "", "stream": True}).body)
     assert frames[0]["choices"][0]["text"] == text
     assert frames[1]["choices"][0]["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize("limits", [Limits(generation_s=0.1)])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_generation_that_takes_too_long_is_cancelled_and_says_so(client: RawClient, service: FakeService, stream: bool):
+    service.script = ()
+    answer = client.request("POST", "/v1/completions", {"prompt": "x", "stream": stream})
+    assert answer.status == 504
+    assert answer.json["error"]["code"] == "generation_timeout"
+    assert service.generation().cancelled.is_set()
+
+
+@pytest.mark.parametrize("limits", [Limits(generation_s=0.3, heartbeat_s=0.05)])
+def test_a_stream_that_takes_too_long_ends_with_an_error_frame(client: RawClient, service: FakeService):
+    service.script = ("Hello",)
+    answer = client.request("POST", "/v1/completions", {"prompt": "x", "stream": True})
+    assert answer.status == 200
+    frames = data_frames(answer.body)
+    assert frames[0]["choices"][0]["text"] == "Hello"
+    assert frames[-1]["error"]["code"] == "generation_timeout"
+    assert service.generation().cancelled.is_set()

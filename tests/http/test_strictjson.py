@@ -62,10 +62,10 @@ def test_json_that_could_be_read_in_two_ways_is_refused(body):
 
 def test_many_names_with_one_twice_take_no_long_time():
     body = b"{" + b",".join(b'"%d":0' % i for i in range(90_000)) + b',"89999":1}'
-    start = time.monotonic()
+    start = time.thread_time()
     with pytest.raises(InvalidRequest, match="89999"):
         parse(body)
-    assert time.monotonic() - start < 5
+    assert time.thread_time() - start < 5
 
 
 @pytest.mark.parametrize("body", [b"", b" ", b"[]", b"1", b'"x"', b"null", b"true", b"1.5"])
