@@ -1,6 +1,7 @@
 """`python -m bench`: measures and prints; `--write` keeps the figures in bench/results/. Models and peers are made when missing.
 
 engine, switch      in one process: the engine against a bare loop, a switch against a bare load
+disconnect          how soon the slot of a client that leaves is free, and whether the others lose something
 w1 ... w8           modeld against llama-server (the works of docs/benchmarks.md); servers: all of them
 limit               llama-batched-bench: what the library can do
 peers               only builds llama-server and llama-batched-bench
@@ -26,6 +27,7 @@ from bench.make_model import make
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 QUICK_REPEAT, REPEAT = 2, 5
+DISCONNECTS = 10  # of each kind
 
 
 def machine() -> dict[str, object]:
@@ -65,10 +67,14 @@ def keep(name: str, text: str) -> None:
     print(f"written: {(RESULTS / name).relative_to(HERE.parent)}")
 
 
+def repeats(args: argparse.Namespace, usual: int = REPEAT) -> int:
+    return int(args.repeat or (QUICK_REPEAT if args.quick else usual))
+
+
 def measure_engine(args: argparse.Namespace) -> list[dict[str, Any]]:
     from bench.inprocess import measure
 
-    found = measure(make(args.model), (1, 4, 16), args.tokens, args.repeat)
+    found = measure(make(args.model), (1, 4, 16), args.tokens, repeats(args))
     print(f"{'streams':>8} {'bare t/s':>10} {'engine t/s':>11} {'ratio':>7}   pairs")
     for row in found:
         bare, engine = row["bare_tokens_per_s"], row["engine_tokens_per_s"]
@@ -79,10 +85,16 @@ def measure_engine(args: argparse.Namespace) -> list[dict[str, Any]]:
 def measure_switch(args: argparse.Namespace) -> dict[str, Any]:
     from bench.switching import measure
 
-    row = measure(make(args.model), args.repeat)
+    row = measure(make(args.model), repeats(args))
     print(f"switch {row['switch_s']} s, bare load {row['bare_load_s']} s, ratio {row['ratio']}   {row['ratios']}")
     print(f"steps, ms: {row['steps_ms']}")
     return row
+
+
+def measure_disconnect(args: argparse.Namespace) -> dict[str, Any]:
+    from bench.disconnect import measure
+
+    return measure(make("q05"), repeats(args, DISCONNECTS))
 
 
 def measure_limit() -> list[dict[str, Any]]:
@@ -98,15 +110,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    choices = ("engine", "switch", *compare.NAMES, "servers", "limit", "peers", "all")
+    choices = ("engine", "switch", "disconnect", *compare.NAMES, "servers", "limit", "peers", "all")
     parser.add_argument("what", nargs="*", metavar="WHAT", help=f"{', '.join(choices)} (default: all)")
-    parser.add_argument("--repeat", type=int, help=f"paired runs; medians are reported (default {REPEAT}, quick {QUICK_REPEAT})")
+    parser.add_argument(
+        "--repeat", type=int, help=f"runs of each kind (default {REPEAT}, disconnect {DISCONNECTS}, quick {QUICK_REPEAT})"
+    )
     parser.add_argument("--quick", action="store_true", help="fewer and shorter runs: some minutes for all")
     parser.add_argument("--model", default="q05", help="for engine and switch: q05 (0.5B shape, random weights, Q4_0) or tiny")
     parser.add_argument("--tokens", type=int, default=64, help="for engine: tokens a stream (default 64)")
     parser.add_argument("--write", action="store_true", help="keep the figures in bench/results/")
     args = parser.parse_args()
-    args.repeat = args.repeat or (QUICK_REPEAT if args.quick else REPEAT)
     what = set(args.what or ["all"])
     if unknown := what - set(choices):
         parser.error(f"unknown: {', '.join(sorted(unknown))}; there is {', '.join(choices)}")
@@ -125,6 +138,10 @@ def main() -> None:
         found = {"machine": about, "switch": measure_switch(args)}
         if args.write:
             keep(f"switch-{args.model}.json", json.dumps(found, indent=1) + "\n")
+    if "disconnect" in what:
+        found = {"machine": about, "disconnect": measure_disconnect(args)}
+        if args.write:
+            keep("disconnect.json", json.dumps(found, indent=1) + "\n")
     wanted = [name for name in compare.NAMES if name in what]
     if wanted or what & {"peers", "limit"}:
         peers.build_all()
@@ -134,7 +151,7 @@ def main() -> None:
             keep("limit.json", json.dumps(found, indent=1) + "\n")
     if wanted:
         print(compare.HEAD)
-        compared = {"machine": about, **compare.measure(wanted, args.repeat, quick=args.quick)}
+        compared = {"machine": about, **compare.measure(wanted, repeats(args), quick=args.quick)}
         if args.write:
             name = "servers" if len(wanted) == len(compare.NAMES) else "-".join(wanted)
             keep(f"{name}.json", json.dumps(compared, indent=1) + "\n")

@@ -59,6 +59,7 @@ class Completion:
         self.ended = 0.0
         self.arrivals: list[tuple[float, bytes]] = []
         self.frame_times: list[float] = []  # of the frames that carry text
+        self.text = ""  # after check()
 
     def connect(self, address: str) -> socket.socket:
         host, port = address.rsplit(":", 1)
@@ -104,8 +105,9 @@ class Completion:
                     raise RequestFailed(json.dumps(frame["error"]))
                 if frame.get("usage"):
                     n_generated = frame["usage"]["completion_tokens"]
-                if any(choice.get("text") for choice in frame.get("choices", ())):
+                if text := "".join(choice.get("text", "") for choice in frame.get("choices", ())):
                     self.frame_times.append(when)
+                    self.text += text
         if not done:
             raise RequestFailed("the stream ended without [DONE]")
         if n_generated != self.max_tokens:
