@@ -23,6 +23,9 @@ from modeld.types import Chunk, Failed, Finished, Load, SamplingParams
 log = logging.getLogger("modeld.engine")
 queue_log = logging.getLogger("modeld.queue")
 
+# A slot whose client left is to be free within 50 ms; sampling for the others comes on top of what a decode still takes.
+MAX_WAIT_FOR_SLOT_S = 0.03
+
 
 class Engine:
     """Continuous batching over one runtime: sequences join and leave between two decodes."""
@@ -40,12 +43,14 @@ class Engine:
         self._scheduler = Scheduler(runtime.n_slots, runtime.n_batch, runtime.n_outputs, shares=runtime.can_cut)
         self._pace = Pace(max_step_s)
         self._inbox = threading.Condition()
-        # Guards the six below; notified when a submission, a cancellation or the stop arrives. Never held in a decode.
+        # Guards the eight below; notified when a submission, a cancellation or the stop arrives. Never held in a decode.
         self._submitted: deque[Sequence] = deque()
         self._cancelled: deque[Sequence] = deque()
         self._n_open = 0  # admitted and not ended, those being tokenized included
         self._n_busy = 0  # slots in use after the last plan
-        self._decoding: dict[Sequence, int] = {}  # rows of each sequence in the decode that runs
+        self._decoding: dict[Sequence, int] = {}  # rows in the decode that runs, of each sequence that has a slot
+        self._decode_end_s = 0.0  # when that decode is expected to be over, on the monotonic clock
+        self._decode_lost = False  # the last decode was aborted, and others had rows in it: the next one is not
         self._stop: ModeldError | None = None  # why nothing is accepted any more
         self._warm = threading.Event()  # set when the first decode has been tried
         self._warmup_error: Exception | None = None  # read after _warm
@@ -133,10 +138,23 @@ class Engine:
     def _cancel(self, sequences: list[Sequence]) -> None:
         with self._inbox:
             self._cancelled += sequences
-            if 2 * sum(self._decoding.get(sequence, 0) for sequence in sequences) > sum(self._decoding.values()):
-                # Most of what runs is for nobody: a long prompt. The others' rows are decoded again.
+            if self._is_worth_aborting(sequences):
                 self._runtime.set_abort(True)
             self._inbox.notify()
+
+    def _is_worth_aborting(self, sequences: list[Sequence]) -> bool:
+        """Whether the running decode holds up slots of sequences that are for nobody any more. _inbox held."""
+        rows = [self._decoding[sequence] for sequence in sequences if sequence in self._decoding]
+        if not rows:
+            return False  # they have no slots, or nothing runs
+        own, n_rows = sum(rows), sum(self._decoding.values())
+        if own == n_rows:
+            return True
+        # The others' rows are decoded again. So that clients that come and go cannot stop the others, every second decode
+        # ends; and a memory that cannot be cut would lose all of a sequence.
+        if self._decode_lost or not self._runtime.can_cut:
+            return False
+        return 2 * own > n_rows or self._decode_end_s - time.monotonic() > MAX_WAIT_FOR_SLOT_S
 
     def load(self) -> Load:
         with self._inbox:
@@ -268,21 +286,28 @@ class Engine:
     def _decode(self, planned: list[Planned]) -> None:
         """Run the decode, open to be aborted, and measure it."""
         n_generating = sum(not item.sequence.in_prompt_phase for item in planned)
-        rows = {item.sequence: len(item.span.tokens) for item in planned}
+        rows = dict.fromkeys(self._scheduler.running, 0) | {item.sequence: len(item.span.tokens) for item in planned}
+        n_prompt = sum(rows.values()) - n_generating
+        start = time.monotonic()
         with self._inbox:
             if self._stop is not None:
                 raise DecodeAborted("the engine is closed")
             self._decoding = rows
-        start = time.monotonic()
+            self._decode_end_s = start + self._pace.expected_s(n_generating, n_prompt)
+        lost = False
         try:
             self._runtime.decode([item.span for item in planned])
+        except DecodeAborted:
+            lost = len(planned) > 1
+            raise
         finally:
             with self._inbox:
                 # Under the same lock as the flag is set: a late one must not hit the next decode.
                 self._decoding = {}
+                self._decode_lost = lost
                 if self._stop is None:
                     self._runtime.set_abort(False)
-        self._pace.measured(n_generating, sum(rows.values()) - n_generating, time.monotonic() - start)
+        self._pace.measured(n_generating, n_prompt, time.monotonic() - start)
 
     def _resync(self, sequence: Sequence) -> None:
         """After an abort: finished ubatches stay in the cache, and the last token is decoded again for its logits."""

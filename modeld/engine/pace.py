@@ -1,4 +1,4 @@
-"""How many prompt rows may go beside running streams? As many as keep a step near its target time, by measurement. Pure."""
+"""How long does a step take, and how many prompt rows may go beside running streams? By measurement. Pure."""
 
 from __future__ import annotations
 
@@ -22,6 +22,10 @@ class Pace:
             return FIRST_ROWS
         left_s = self._target_s - (self._streams_s or 0.0)
         return max(MIN_ROWS, int(left_s / self._row_s))
+
+    def expected_s(self, n_generating: int, n_prompt: int) -> float:
+        """What a decode of so many rows takes; rows of a kind that was never measured count as none."""
+        return (self._streams_s or 0.0) * bool(n_generating) + (self._row_s or 0.0) * n_prompt
 
     def measured(self, n_generating: int, n_prompt: int, seconds: float) -> None:
         """A decode of so many rows took `seconds`."""

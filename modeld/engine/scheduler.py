@@ -63,6 +63,11 @@ class Scheduler:
         return bool(self._running or self._waiting)
 
     @property
+    def running(self) -> list[Sequence]:
+        """Those that have a slot, in order of admission."""
+        return list(self._running)
+
+    @property
     def sequences(self) -> list[Sequence]:
         """All that have not ended: the running ones first, in order of admission."""
         return [*self._running, *self._waiting]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from modeld.engine.pace import Pace
 from modeld.engine.runner import EngineRunner
 from modeld.engine.stream import TokenStream
 from modeld.errors import (
@@ -428,6 +429,92 @@ def test_a_long_prompt_of_a_client_that_left_is_aborted_and_the_others_lose_noth
     assert collect(staying)[0] == "abcdefghij"
     runner.close(ModelSwitched("over"))
     runner.free()
+
+
+@pytest.fixture
+def long_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every decode is expected to take a minute."""
+    monkeypatch.setattr(Pace, "expected_s", lambda self, n_generating, n_prompt: 60.0)
+
+
+def at_full_width(runner: EngineRunner, runtime: FakeRuntime, n: int) -> list[TokenStream]:
+    """`n` sequences whose first token is sampled; the gate is shut, and the decode of the next ones waits at it."""
+    runtime.gate.shut()
+    streams = [runner.submit(request(letter * 2)) for letter in "uvwx"[:n]]
+    n_arrived = WARMUP + 1
+    runtime.gate.wait_arrived(n_arrived)
+    while [len(span.tokens) for span in runtime.batches[-1]] != [1] * n:
+        runtime.gate.let(1)
+        n_arrived += 1
+        runtime.gate.wait_arrived(n_arrived)
+    return streams
+
+
+@pytest.mark.usefixtures("long_steps")
+def test_a_slot_does_not_wait_for_the_end_of_a_long_step_and_the_others_lose_nothing(
+    runner: EngineRunner, runtime: FakeRuntime
+) -> None:
+    leaving, *staying = at_full_width(runner, runtime, 4)
+    leaving.cancel()  # one row of four; the gate stays shut: only the abort flag ends this decode
+    assert isinstance(collect(leaving)[1], Failed)
+    assert runner.load().slots_busy == 3
+    runtime.gate.open()
+    for stream in staying:
+        text, end = collect(stream)
+        assert text == "abcdefghij"
+        assert isinstance(end, Finished)
+        assert end.usage.completion_tokens == 11
+
+
+@pytest.mark.usefixtures("long_steps")
+def test_clients_that_come_and_go_let_every_second_decode_end(runner: EngineRunner, runtime: FakeRuntime) -> None:
+    first, second, third, staying = at_full_width(runner, runtime, 4)
+    n_arrived = runtime.gate.n_arrived
+    first.cancel()
+    runtime.gate.wait_arrived(n_arrived + 1)
+    second.cancel()
+    assert not runtime._aborted.is_set(), "two in a row"
+    runtime.gate.let(1)
+    runtime.gate.wait_arrived(n_arrived + 2)
+    assert len(runtime.batches[-1]) == 2, "the second one left when its decode had ended"
+    third.cancel()  # the gate is shut again: only an abort ends this decode
+    runtime.gate.wait_arrived(n_arrived + 3)
+    assert len(runtime.batches[-1]) == 1
+    runtime.gate.open()
+    assert collect(staying)[0] == "abcdefghij"
+
+
+@pytest.mark.usefixtures("long_steps")
+def test_a_prompt_whose_turn_has_not_come_leaves_a_long_step_too() -> None:
+    runtime = FakeRuntime(n_batch=8)
+    runner = open_fake(runtime)
+    staying, reading = at_full_width(runner, runtime, 2)
+    long = runner.submit(request("l" * 30))
+    waiting = runner.submit(request("m" * 30))
+    n_arrived = runtime.gate.n_arrived
+    runtime.gate.let(1)
+    runtime.gate.wait_arrived(n_arrived + 1)
+    assert [span.slot for span in runtime.batches[-1]] == [0, 1, 2], "the last one has a slot and no rows"
+    waiting.cancel()
+    assert isinstance(collect(waiting)[1], Failed)
+    runtime.gate.open()
+    for stream in (staying, reading, long):
+        assert collect(stream)[0] == "abcdefghij"
+    runner.close(ModelSwitched("over"))
+    runner.free()
+
+
+@pytest.mark.usefixtures("long_steps")
+def test_a_memory_that_cannot_be_cut_is_not_aborted_in_the_middle_for_others(
+    runner: EngineRunner, runtime: FakeRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeRuntime, "can_cut", False)
+    leaving, staying = at_full_width(runner, runtime, 2)
+    leaving.cancel()
+    assert not runtime._aborted.is_set()
+    runtime.gate.open()
+    assert collect(staying)[0] == "abcdefghij"
+    assert isinstance(collect(leaving)[1], Failed)
 
 
 def test_caches_give_way_before_a_running_request_does(runner: EngineRunner, runtime: FakeRuntime) -> None:

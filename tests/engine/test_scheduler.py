@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -301,3 +302,13 @@ def test_the_pace_keeps_a_step_near_its_target() -> None:
     for _ in range(20):
         pace.measured(3, 100, 0.030 + 100 * 0.1)
     assert pace.budget() == MIN_ROWS
+
+
+def test_the_pace_foretells_a_step_from_what_it_measured() -> None:
+    pace = Pace(0.250)
+    assert pace.expected_s(3, 100) == 0.0, "nothing is known"
+    pace.measured(3, 0, 0.030)
+    pace.measured(3, 100, 0.130)
+    assert pace.expected_s(3, 0) == pytest.approx(0.030)
+    assert pace.expected_s(3, 200) == pytest.approx(0.230)
+    assert pace.expected_s(0, 200) == pytest.approx(0.200)
