@@ -206,6 +206,7 @@ class Engine:
         for sequence in cancelled:
             if sequence in self._scheduler:  # else it ended by itself meanwhile
                 self._end(sequence, Chunk("", Failed(RequestCancelled("the client left")), sequence.index))
+        self._deliver()  # their handlers need not wait for the decode that comes
         while (placed := self._scheduler.place()) is not None:
             self._take_over(placed)
             placed.sequence.sampler = self._runtime.sampler(
