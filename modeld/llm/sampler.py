@@ -14,6 +14,14 @@ from modeld.llm.libllama import Library
 from modeld.llm.vocab import Vocab
 from modeld.types import SamplingParams
 
+# Logits divided by less (by both, at worst) may overflow; then libllama's softmax has inf - inf in it and takes the worst
+# candidate. What is smaller means the same: greedy, and all that was seen before all that was not.
+_MIN_TEMPERATURE = 1e-20
+_MIN_REPEAT_PENALTY = 1e-9
+# The typical sampler takes the logarithm of each probability; a 0 among them (a bias of -inf, ignore_eos) makes all of its
+# scores NaN, and it keeps whatever comes first. So candidates below this share of the best one's are cut before it.
+_TYPICAL_MIN_P = 1e-30
+
 
 class SamplerChain(Handle):
     """logit_bias, penalties, then either greedy or top_k, typical_p, top_p, min_p, temperature, dist.
@@ -55,19 +63,17 @@ class SamplerChain(Handle):
         last_n = n_ctx_slot if params.repeat_last_n < 0 else min(params.repeat_last_n, n_ctx_slot)
         penalizes = last_n > 0 and (params.repeat_penalty, params.frequency_penalty, params.presence_penalty) != (1.0, 0.0, 0.0)
         if penalizes:
-            add(
-                self,
-                lib.llama_sampler_init_penalties(
-                    vocab.n_tokens, last_n, params.repeat_penalty, params.frequency_penalty, params.presence_penalty
-                ),
-            )
+            repeat = max(params.repeat_penalty, _MIN_REPEAT_PENALTY)
+            frequency, presence = params.frequency_penalty, params.presence_penalty
+            add(self, lib.llama_sampler_init_penalties(vocab.n_tokens, last_n, repeat, frequency, presence))
 
-        if params.temperature <= 0:
+        if params.temperature < _MIN_TEMPERATURE:
             add(self, lib.llama_sampler_init_greedy())
         else:
             if params.top_k > 0:
                 add(self, lib.llama_sampler_init_top_k(params.top_k))
             if params.typical_p < 1:
+                add(self, lib.llama_sampler_init_min_p(_TYPICAL_MIN_P, 1))
                 add(self, lib.llama_sampler_init_typical(params.typical_p, 1))
             if params.top_p < 1:
                 add(self, lib.llama_sampler_init_top_p(params.top_p, 1))

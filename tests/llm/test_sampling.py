@@ -7,6 +7,7 @@ A chain that ends in `dist` leaves each candidate's probability behind, so what 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -115,6 +116,7 @@ def expected(logits: Floats, params: SamplingParams, history: Sequence[int], eog
         kept = kept[: params.top_k]
     if params.typical_p < 1:
         p = softmax(logits[kept])
+        kept, p = kept[p > 0], p[p > 0]
         surprise = -np.log(p)
         order = np.argsort(np.abs(surprise - (p * surprise).sum()), kind="stable")
         kept = kept[order[: int(np.searchsorted(np.cumsum(p[order]), params.typical_p, side="right")) + 1]]
@@ -148,6 +150,8 @@ SHAPES = {
     "min_p 1": replace(OFF, min_p=1.0),
     "typical_p 0.2": replace(OFF, typical_p=0.2),
     "typical_p 0.8": replace(OFF, typical_p=0.8),
+    "typical_p 0.8 without the ends": replace(OFF, typical_p=0.8, ignore_eos=True),
+    "typical_p 0.8 where one is all but certain": replace(OFF, typical_p=0.8, logit_bias=((300, 100.0),)),
     "repeat_penalty 1.5": replace(OFF, repeat_penalty=1.5),
     "repeat_penalty 0.5": replace(OFF, repeat_penalty=0.5),
     "repeat_penalty on the last 4": replace(OFF, repeat_penalty=3.0, repeat_last_n=4),
@@ -237,6 +241,21 @@ def test_bias_forces_and_forbids(runtime: LlamaRuntime) -> None:
             assert not {row.draw(replace(base, logit_bias=forbidden), seed) for seed in range(200)} & set(best)
     without_three = replace(OFF, temperature=0.0, logit_bias=tuple((token, -math.inf) for token in best[:3]))
     assert row.draw(without_three, 1) == best[3]
+
+
+@pytest.mark.parametrize("tiny", [1e-4, 1e-20, 1e-38, sys.float_info.min, 5e-324])
+def test_a_temperature_near_zero_is_greedy(runtime: LlamaRuntime, tiny: float) -> None:
+    """Divided by so little, logits become infinite, and the difference of two infinite ones is no number."""
+    row = read(runtime, REPETITIVE)
+    for base in (OFF, DEFAULT):
+        assert {row.draw(replace(base, temperature=tiny), seed) for seed in range(5)} == {int(row.logits.argmax())}
+
+
+@pytest.mark.parametrize("tiny", [1e-9, 1e-20, 1e-38, 5e-324])
+def test_a_repeat_penalty_near_zero_repeats(runtime: LlamaRuntime, tiny: float) -> None:
+    row = read(runtime, REPETITIVE)
+    for base in (OFF, DEFAULT, replace(OFF, typical_p=0.5), replace(OFF, temperature=1e-20)):
+        assert {row.draw(replace(base, repeat_penalty=tiny), seed) for seed in range(5)} <= set(row.history)
 
 
 # -- many decodes ---------------------------------------------------------------------------------------------------------
