@@ -35,6 +35,19 @@ def demo_config(folder: Path, more: str = "") -> Path:
     return path
 
 
+def resident_mb(pid: int) -> float:
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def n_descriptors(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/fd"))  # noqa: PTH208 - /proc
+
+
+def n_threads(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/task"))  # noqa: PTH208 - /proc
+
+
 class Daemon:
     """`modeld serve` on a free port. Context manager: ends it by SIGTERM and wants exit status 0."""
 

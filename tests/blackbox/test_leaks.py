@@ -3,25 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 import time
 from pathlib import Path
 
-from tests.daemon import Daemon, demo_config
-
-
-def resident_mb(pid: int) -> float:
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-
-def n_descriptors(pid: int) -> int:
-    return len(os.listdir(f"/proc/{pid}/fd"))  # noqa: PTH208 - /proc
-
-
-def n_threads(pid: int) -> int:
-    return len(os.listdir(f"/proc/{pid}/task"))  # noqa: PTH208 - /proc
+from tests.daemon import Daemon, demo_config, n_descriptors, n_threads, resident_mb
 
 
 class Clients:
