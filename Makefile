@@ -68,6 +68,13 @@ $(VENV)/bin/uv: | $(VENV)/runtime
 	@$(call pick,uv) > $(VENV)/uv.txt
 	@$(PIP) install --require-hashes --no-deps -r $(VENV)/uv.txt
 
+# What the tests of the official Node client need; where npm is missing, or cannot install, they are skipped and say so.
+NODE_CLIENT := tests/node/node_modules/.package-lock.json
+
+$(NODE_CLIENT): tests/node/package.json tests/node/package-lock.json
+	@echo "installing the Node client that the tests use"
+	@cd tests/node && { npm ci --ignore-scripts --no-audit --no-fund --loglevel=error || echo "npm ci failed: the tests of the Node client will be skipped" >&2; }
+
 # -- llama.cpp ------------------------------------------------------------------------------------------------------------
 
 .PHONY: fetch
@@ -117,7 +124,7 @@ run: library ## serve the models of configs/models.yaml in the foreground; ARGS=
 	@exec $(PY) -m modeld serve $(ARGS)
 
 .PHONY: test
-test: build $(VENV)/dev ## run the whole test suite; ARGS="-k name" for a part
+test: build $(VENV)/dev $(if $(shell command -v npm),$(NODE_CLIENT)) ## run the whole test suite; ARGS="-k name" for a part
 	@$(PY) -m pytest -m "not soak" $(ARGS)
 
 .PHONY: soak
@@ -142,6 +149,6 @@ bench: library $(VENV)/dev ## measure; ARGS="--help" tells what there is
 	@$(PY) -m bench $(ARGS)
 
 .PHONY: clean
-clean: ## remove what was built; third_party/llama.cpp, .venv and the benchmark models stay
+clean: ## remove what was built; third_party/llama.cpp, .venv, the Node client and the benchmark models stay
 	rm -rf build bin dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './.venv/*' -not -path './third_party/*' -prune -exec rm -rf {} +
