@@ -2,6 +2,7 @@
 
 engine, switch      in one process: the engine against a bare loop, a switch against a bare load
 disconnect          how soon the slot of a client that leaves is free, and whether the others lose something
+kv                  a KV stream for each slot against one cache for all
 w1 ... w8           modeld against llama-server (the works of docs/benchmarks.md); servers: all of them
 limit               llama-batched-bench: what the library can do
 peers               only builds llama-server and llama-batched-bench
@@ -97,6 +98,16 @@ def measure_disconnect(args: argparse.Namespace) -> dict[str, Any]:
     return measure(make("q05"), repeats(args, DISCONNECTS))
 
 
+def measure_kv(args: argparse.Namespace) -> list[dict[str, Any]]:
+    from bench.kv import measure
+
+    found = measure(make(args.model), args.repeat)
+    print(f"{'streams':>8} {'prompt':>7} {'separate t/s':>13} {'unified t/s':>12} {'ratio':>7}")
+    for row in found:
+        print(f"{row['streams']:>8} {row['prompt']:>7} {row['separate_per_s']:>13} {row['unified_per_s']:>12} {row['ratio']:>7}")
+    return found
+
+
 def measure_limit() -> list[dict[str, Any]]:
     rows = [row for name in ("q05", "tiny") for row in compare.limit(make(name))]
     for row in rows:
@@ -110,7 +121,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    choices = ("engine", "switch", "disconnect", *compare.NAMES, "servers", "limit", "peers", "all")
+    choices = ("engine", "switch", "kv", "disconnect", *compare.NAMES, "servers", "limit", "peers", "all")
     parser.add_argument("what", nargs="*", metavar="WHAT", help=f"{', '.join(choices)} (default: all)")
     parser.add_argument(
         "--repeat", type=int, help=f"runs of each kind (default {REPEAT}, disconnect {DISCONNECTS}, quick {QUICK_REPEAT})"
@@ -138,6 +149,10 @@ def main() -> None:
         found = {"machine": about, "switch": measure_switch(args)}
         if args.write:
             keep(f"switch-{args.model}.json", json.dumps(found, indent=1) + "\n")
+    if "kv" in what:
+        found = {"machine": about, "kv": measure_kv(args)}
+        if args.write:
+            keep("kv.json", json.dumps(found, indent=1) + "\n")
     if "disconnect" in what:
         found = {"machine": about, "disconnect": measure_disconnect(args)}
         if args.write:
