@@ -62,9 +62,14 @@ def is_being_computed(sequence: Sequence, running: Iterable[Sequence]) -> bool:
         if other.cache_prompt and other.n_cached < other.n_prompt:
             # the last prompt token is computed in any case: its logits are wanted
             shared = common_length(sequence.tokens[:-1], other.tokens[: other.n_prompt])
-            if shared >= MIN_SHARED and shared > other.n_cached:
+            if shared >= _least_shared(sequence, other) and shared > other.n_cached:
                 return True
     return False
+
+
+def _least_shared(sequence: Sequence, other: Sequence | None) -> int:
+    """The shortest beginning worth taking over: answers to one prompt share it whatever its length."""
+    return 1 if other is not None and sequence.is_sibling_of(other) else MIN_SHARED
 
 
 def choose(sequence: Sequence, slots: list[Slot]) -> tuple[Slot, Reuse | None]:
@@ -87,7 +92,11 @@ def _longest(sequence: Sequence, slots: list[Slot]) -> Reuse | None:
     for slot in slots:
         held = slot.held
         shared = common_length(wanted, held)
-        if shared >= MIN_SHARED and shared * MAX_COPIED_PER_SHARED >= len(held) and (best is None or shared > best.n_tokens):
+        if (
+            shared >= _least_shared(sequence, slot.sequence)
+            and shared * MAX_COPIED_PER_SHARED >= len(held)
+            and (best is None or shared > best.n_tokens)
+        ):
             best = Reuse(slot.id, shared, len(held))
     return best
 

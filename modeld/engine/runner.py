@@ -111,6 +111,7 @@ class EngineRunner:
         for prompt in request.prompts:
             tokens = self._tokens(prompt)
             limit = self._limit(request, prompt, len(tokens))
+            siblings = object()
             echo = None
             if request.echo:
                 echo = prompt if isinstance(prompt, str) else self._runtime.detokenize(tokens).decode("utf-8", "replace")
@@ -125,6 +126,7 @@ class EngineRunner:
                     cache_prompt=request.cache_prompt,
                     echo=echo,
                     n_top_logprobs=request.n_top_logprobs,
+                    siblings=siblings,
                 )
                 for i in range(request.n)
             ]

@@ -29,14 +29,16 @@ class Sequence:
         cache_prompt: bool = True,
         echo: str | None = None,
         n_top_logprobs: int | None = None,
+        siblings: object = None,
     ) -> None:
         """`tokens`: the prompt, at least one. `limit`: tokens to generate at most, 0 with echo alone. `echo`: text that comes
-        first."""
+        first. `siblings`: the same object for all answers to one prompt."""
         self.tokens = tokens
         self.n_prompt = len(tokens)
         self.n_cached = 0
         self.n_reused = 0  # prompt tokens that another sequence had computed
         self.cache_prompt = cache_prompt
+        self.siblings = siblings
         self.sampling = sampling
         self.seed = seed
         self.n_top_logprobs = n_top_logprobs
@@ -60,6 +62,10 @@ class Sequence:
     @property
     def in_prompt_phase(self) -> bool:
         return self.n_cached < self.n_prompt or len(self.tokens) - self.n_cached > 1
+
+    def is_sibling_of(self, other: Sequence) -> bool:
+        """Whether both answer the same prompt."""
+        return self.siblings is not None and self.siblings is other.siblings
 
     @property
     def takes_over(self) -> bool:

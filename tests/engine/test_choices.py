@@ -64,10 +64,11 @@ def ends(choices: list[list[Chunk]]) -> list[Finished]:
     return [end for end in found if isinstance(end, Finished)]
 
 
-def test_the_prompt_of_several_answers_is_computed_once(runner: EngineRunner, runtime: FakeRuntime) -> None:
-    choices = collect(runner.submit(request(n=3)), 3)
+@pytest.mark.parametrize("prompt", [PROMPT, "short"])
+def test_the_prompt_of_several_answers_is_computed_once(runner: EngineRunner, runtime: FakeRuntime, prompt: str) -> None:
+    choices = collect(runner.submit(request(prompt, n=3)), 3)
     assert texts(choices) == ["abcdefghij"] * 3
-    n_prompt = len(PROMPT)
+    n_prompt = len(prompt)
     rows = [span for batch in runtime.batches[WARMUP:] for span in batch if len(span.tokens) > 1]
     assert [len(span.tokens) for span in rows] == [n_prompt], "the others took it over, but for its last token"
     assert [end.usage.cached_tokens for end in ends(choices)] == [0, n_prompt - 1, n_prompt - 1]
