@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from collections.abc import Sequence as Tokens
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from modeld.engine.sequence import Sequence
 
@@ -20,7 +20,7 @@ class Slot:
 
     id: int
     sequence: Sequence | None = None
-    cached: list[int] = field(default_factory=list)
+    cached: Tokens[int] = ()
     last_used: int = 0  # larger is later
 
     @property

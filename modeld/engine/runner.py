@@ -117,7 +117,7 @@ class EngineRunner:
                 echo = prompt if isinstance(prompt, str) else self._runtime.detokenize(tokens).decode("utf-8", "replace")
             sequences += [
                 TokenSequence(
-                    tokens if i == 0 else tokens.copy(),
+                    tokens,
                     limit=limit,
                     sampling=sampling,
                     stop=request.stop,

@@ -96,7 +96,7 @@ class Scheduler:
             self._waiting.remove(sequence)
             return None
         slot.sequence = None
-        slot.cached = sequence.tokens[: sequence.n_cached] if keep_cells else []
+        slot.cached = sequence.tokens[: sequence.n_cached] if keep_cells else ()
         self._n_ended += 1
         slot.last_used = self._n_ended
         return slot.id
@@ -105,7 +105,7 @@ class Scheduler:
         """Give up all that ended sequences left; the slots whose cells the caller drops."""
         slots = [slot for slot in self._slots if slot.sequence is None and slot.cached]
         for slot in slots:
-            slot.cached = []
+            slot.cached = ()
         return [slot.id for slot in slots]
 
     def place(self) -> Placed | None:
@@ -120,7 +120,7 @@ class Scheduler:
                 continue
             slot, reuse = prefix.choose(sequence, self._slots)
             self._waiting.remove(sequence)
-            slot.sequence, slot.cached = sequence, []
+            slot.sequence, slot.cached = sequence, ()
             self._running[sequence] = slot
             return Placed(sequence, slot.id, reuse)
         return None
@@ -139,8 +139,8 @@ class Scheduler:
         sequence = source.sequence
         assert sequence is not None
         rescue = self._rescue(hole)
-        hole.sequence, hole.cached = sequence, []
-        source.sequence, source.cached = None, []
+        hole.sequence, hole.cached = sequence, ()
+        source.sequence, source.cached = None, ()
         self._running[sequence] = hole  # keeps its place in the order of admission
         return Move(source.id, hole.id, rescue)
 

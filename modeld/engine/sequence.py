@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from array import array
+from collections.abc import Iterable
 
 from modeld.engine.stream import TokenStream
 from modeld.engine.text import TextAssembler
@@ -20,7 +22,7 @@ class Sequence:
 
     def __init__(
         self,
-        tokens: list[int],
+        tokens: Iterable[int],
         *,
         limit: int,
         sampling: SamplingParams,
@@ -33,8 +35,9 @@ class Sequence:
     ) -> None:
         """`tokens`: the prompt, at least one. `limit`: tokens to generate at most, 0 with echo alone. `echo`: text that comes
         first. `siblings`: the same object for all answers to one prompt."""
-        self.tokens = tokens
-        self.n_prompt = len(tokens)
+        # 4 bytes a token, while it waits and while it runs: a list has 8 and mostly an int object of 32.
+        self.tokens = array("i", tokens)
+        self.n_prompt = len(self.tokens)
         self.n_cached = 0
         self.n_reused = 0  # prompt tokens that another sequence had computed
         self.cache_prompt = cache_prompt

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -180,6 +181,28 @@ def test_a_request_that_waits_can_be_cancelled(runner: EngineRunner, runtime: Fa
     runtime.gate.open()
     assert isinstance(collect(streams[4])[1], Failed)
     assert all(isinstance(collect(stream)[1], Finished) for stream in streams[:4])
+
+
+def test_a_request_that_waits_holds_four_bytes_a_token_and_little_else() -> None:
+    n_waiting, n_tokens = 50, 5000
+    runtime = FakeRuntime(n_ctx_slot=2 * n_tokens)
+    runner = open_fake(runtime, queue_size=n_waiting)
+    runtime.gate.shut()
+    running = [runner.submit(request()) for _ in range(runtime.n_slots)]
+    runtime.gate.wait_arrived(WARMUP + 1)
+    requests = [request("x" * n_tokens) for _ in range(n_waiting)]
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        waiting = [runner.submit(each) for each in requests]
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        runner.close(ModelSwitched("over"))
+        runner.free()
+    for stream in (*running, *waiting):
+        assert isinstance(collect(stream)[1], Failed)
+    assert (after - before) / n_waiting < 4 * n_tokens + 4096
 
 
 def test_cancelling_after_the_end_does_nothing(runner: EngineRunner) -> None:

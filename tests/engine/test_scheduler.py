@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 
 import pytest
 from hypothesis import given
@@ -21,7 +22,7 @@ def sequence(n_prompt: int, limit: int = 100) -> Sequence:
     return with_tokens([first + i for i in range(n_prompt)], limit)
 
 
-def with_tokens(tokens: list[int], limit: int = 100, *, cache_prompt: bool = True) -> Sequence:
+def with_tokens(tokens: Iterable[int], limit: int = 100, *, cache_prompt: bool = True) -> Sequence:
     return Sequence(tokens, limit=limit, sampling=SamplingParams(), stop=(), seed=0, cache_prompt=cache_prompt)
 
 
