@@ -3,6 +3,7 @@
 engine, switch      in one process: the engine against a bare loop, a switch against a bare load
 disconnect          how soon the slot of a client that leaves is free, and whether the others lose something
 kv                  a KV stream for each slot against one cache for all
+queue               what requests cost that wait for a slot: the others' throughput, memory
 w1 ... w8           modeld against llama-server (the works of docs/benchmarks.md); servers: all of them
 limit               llama-batched-bench: what the library can do
 peers               only builds llama-server and llama-batched-bench
@@ -108,6 +109,12 @@ def measure_kv(args: argparse.Namespace) -> list[dict[str, Any]]:
     return found
 
 
+def measure_queue(args: argparse.Namespace) -> dict[str, Any]:
+    from bench.waiting import measure
+
+    return measure(repeats(args))
+
+
 def measure_limit() -> list[dict[str, Any]]:
     rows = [row for name in ("q05", "tiny") for row in compare.limit(make(name))]
     for row in rows:
@@ -121,7 +128,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    choices = ("engine", "switch", "kv", "disconnect", *compare.NAMES, "servers", "limit", "peers", "all")
+    choices = ("engine", "switch", "kv", "disconnect", "queue", *compare.NAMES, "servers", "limit", "peers", "all")
     parser.add_argument("what", nargs="*", metavar="WHAT", help=f"{', '.join(choices)} (default: all)")
     parser.add_argument(
         "--repeat", type=int, help=f"runs of each kind (default {REPEAT}, disconnect {DISCONNECTS}, quick {QUICK_REPEAT})"
@@ -157,6 +164,10 @@ def main() -> None:
         found = {"machine": about, "disconnect": measure_disconnect(args)}
         if args.write:
             keep("disconnect.json", json.dumps(found, indent=1) + "\n")
+    if "queue" in what:
+        found = {"machine": about, "queue": measure_queue(args)}
+        if args.write:
+            keep("queue.json", json.dumps(found, indent=1) + "\n")
     wanted = [name for name in compare.NAMES if name in what]
     if wanted or what & {"peers", "limit"}:
         peers.build_all()

@@ -52,6 +52,7 @@ class Completion:
         """`delay_s`: seconds after the start of the run."""
         asked = {"prompt": prompt, "max_tokens": max_tokens, "stream": True, "ignore_eos": True}
         self._body = json.dumps({**asked, "stream_options": {"include_usage": True}, **SAMPLING, **extra}).encode()
+        self.prompt_bytes = len(prompt.encode())
         self.max_tokens = max_tokens
         self.delay_s = delay_s
         self.after_first: Completion | None = None  # starts when this one's first text has come
