@@ -1,13 +1,14 @@
 """Random generation requests, legal and illegal, and what each answer must look like whatever the model said.
 
 Independent of the daemon's code: token counts of prompts come from /tokenize and /apply-template before the storm begins, those
-of answers from limits that must be reached exactly, and from the log-probabilities where they were asked for.
+of answers from limits that must be reached exactly, and from logprobs, one a token, where they were asked for.
 """
 
 from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -56,6 +57,8 @@ SCHEMAS: list[dict[str, Any]] = [
 ]
 STOPS = [".", "e", " the", "named", "\n", "42", "日", "語é", "\N{REPLACEMENT CHARACTER}", "\x00never", "x" * 1000, "a", "th", '"']
 
+LIMITS = ("max_tokens", "max_completion_tokens", "n_predict")
+CONTROL = re.compile(rb"<(unk|s|/s|\|\w+\|)>")
 N_COMMON_TOKENS = 384  # ids that both demo models have
 
 Chance = random.Random
@@ -100,14 +103,21 @@ ILLEGAL: list[tuple[dict[str, Any], str | None, bool]] = [
     ({"stop": [""]}, "stop", False),
     ({"stop": "x" * 1001}, "stop", False),
     ({"stop": 5}, "stop", False),
-    ({"max_tokens": 0}, "max_tokens", False),
+    ({"max_tokens": 0, "echo": None}, "max_tokens", False),
     ({"max_tokens": None, "n_predict": -2}, "n_predict", False),
     ({"ignore_eos": 1}, "ignore_eos", False),
     ({"stream": "yes"}, "stream", False),
     ({"stream_options": []}, "stream_options", False),
     ({"response_format": {"type": "xml"}}, "response_format.type", False),
     ({"json_schema": {"type": "string", "pattern": "a"}, "response_format": None}, "json_schema", True),
+    ({"n": 0}, "n", False),
+    ({"n": 129}, "n", False),
+    ({"n": "two"}, "n", False),
+    ({"logprobs": -1}, "logprobs", False),
+    ({"logprobs": "all", "top_logprobs": 2}, "logprobs", False),
     ({"prompt": None, "messages": None}, "prompt|messages", False),
+    ({"prompt": ["x", []], "messages": []}, "prompt|messages", False),
+    ({"prompt": ["x", 7], "messages": [{"role": "user"}]}, "prompt|messages[0].content", False),
     ({"prompt": [10**6], "messages": []}, "prompt|messages", True),
     ({"prompt": [1, -1], "messages": [{"role": "fool", "content": ""}]}, "prompt|messages[0].role", False),
 ]
@@ -141,8 +151,38 @@ class Asked:
         return self.path.endswith("chat/completions")
 
     @property
-    def prompt_key(self) -> str:
-        return json.dumps(self.body["messages" if self.is_chat else "prompt"])
+    def prompts(self) -> list[Any]:
+        """Texts, lists of token ids, or one list of messages."""
+        if self.is_chat:
+            return [self.body["messages"]]
+        prompt = self.body["prompt"]
+        return prompt if isinstance(prompt, list) and isinstance(prompt[0], (str, list)) else [prompt]
+
+    @property
+    def limit(self) -> int | None:
+        return next((n for name in LIMITS if (n := self.body.get(name)) is not None), None)
+
+    @property
+    def stops(self) -> list[str]:
+        stop = self.body.get("stop") or []
+        return [stop] if isinstance(stop, str) else stop
+
+    @property
+    def schema(self) -> Any:
+        """What the answer is to follow; None: nothing."""
+        format_ = self.body.get("response_format")
+        return self.body.get("json_schema") or (format_ and format_.get("json_schema", {}).get("schema", {"type": "object"}))
+
+    @property
+    def wants_logprobs(self) -> bool:
+        return self.body.get("logprobs") is not None  # 0 on /v1/completions: of the chosen tokens alone
+
+    @property
+    def never_ends(self) -> bool:
+        """Only its limit can end it."""
+        bias = self.body.get("logit_bias")
+        forbids_all = isinstance(bias, list) and len(bias) >= N_COMMON_TOKENS - 1  # then anything may come, an end too
+        return bool(self.body.get("ignore_eos")) and not self.stops and self.schema is None and not forbids_all
 
     @property
     def param(self) -> str | None:
@@ -151,23 +191,34 @@ class Asked:
         return self.refused.split("|")[self.is_chat]
 
 
+def random_prompt(r: Chance) -> Any:
+    if r.random() < 0.3:
+        return [r.randrange(N_COMMON_TOKENS) for _ in range(r.choice([1, 2, 17, 100, 400, 400, 5000]))]
+    return r.choice(TEXTS if r.random() < 0.3 else TEXTS[:-1])
+
+
 def random_request(r: Chance) -> Asked:
     is_chat = r.random() < 0.4
     body: dict[str, Any] = {}
     if is_chat:
         body["messages"] = r.choice(CHATS if r.random() < 0.3 else CHATS[:-1])
-    elif r.random() < 0.3:
-        n = r.choice([1, 2, 17, 100, 400, 400, 5000])
-        body["prompt"] = [r.randrange(N_COMMON_TOKENS) for _ in range(n)]
+    elif r.random() < 0.15:
+        body["prompt"] = [random_prompt(r) for _ in range(r.randint(1, 3))]
     else:
-        body["prompt"] = r.choice(TEXTS if r.random() < 0.3 else TEXTS[:-1])
+        body["prompt"] = random_prompt(r)
+    if r.random() < 0.15:
+        body["n"] = r.randint(1, 3)
+    if r.random() < 0.3:
+        body |= {"logprobs": True, "top_logprobs": r.choice([0, 1, 20])} if is_chat else {"logprobs": r.choice([0, 1, 20])}
+    if not is_chat and r.random() < 0.15:
+        body["echo"] = True
     for name, value in LEGAL.items():
         if r.random() < 0.25:
             body[name] = value(r)
     if r.random() < 0.4:
         body["stop"] = r.choice([r.choice(STOPS), r.sample(STOPS, r.randint(1, 14)), [], [f"\x00{i}" for i in range(16)]])
     if r.random() < 0.95:
-        body[r.choice(["max_tokens", "max_completion_tokens", "n_predict"])] = r.choice([1, 2, 5, 20, 60, 60])
+        body[r.choice(LIMITS)] = r.choice([0 if "echo" in body else 1, 2, 5, 20, 60, 60])
     if r.random() < 0.15:
         schema = r.choice(SCHEMAS)
         if r.random() < 0.5:
@@ -187,7 +238,7 @@ def random_request(r: Chance) -> Asked:
             body["messages" if is_chat else "prompt"] = [{"role": "user", "content": "x"}] if is_chat else "x"
             body.pop("logit_bias", None)
         if "n_predict" in change or "max_tokens" in change:
-            body = {k: v for k, v in body.items() if k not in ("max_tokens", "max_completion_tokens", "n_predict")}
+            body = {name: value for name, value in body.items() if name not in LIMITS}
         if "json_schema" in change:
             body.pop("response_format", None)
         return Asked(path, {**body, **change}, param, needs_model)
@@ -214,9 +265,13 @@ class Model:
         props = daemon.get("/props")
         return cls(props["model_alias"], props["default_generation_settings"]["n_ctx"], n_tokens)
 
-    def n_prompt(self, asked: Asked) -> int:
-        prompt = asked.body.get("prompt")
-        return len(prompt) if isinstance(prompt, list) and not asked.is_chat else self.n_tokens[asked.prompt_key]
+    def n_prompt(self, prompt: Any) -> int:
+        is_ids = isinstance(prompt, list) and isinstance(prompt[0], int)
+        return len(prompt) if is_ids else self.n_tokens[json.dumps(prompt)]
+
+    def room(self, prompt: Any) -> int:
+        """Tokens that an answer may have; not even one where the prompt is too long."""
+        return self.n_ctx_slot - self.n_prompt(prompt)
 
 
 # -- answers --------------------------------------------------------------------------------------------------------------
@@ -234,70 +289,105 @@ def check_error(asked: Asked, status: int, error: dict[str, Any], models: Iterab
     else:
         prompt = "messages" if asked.is_chat else "prompt"
         assert (status, code, error["param"]) == (400, "context_length_exceeded", prompt), error
-        assert any(model.n_prompt(asked) >= model.n_ctx_slot for model in models)
+        assert any(model.room(prompt) < 1 for model in models for prompt in asked.prompts)
     return code
 
 
+@dataclass
+class Choice:
+    """What came of one choice: text, its end, the bytes of the tokens that logprobs tell of, frames with text."""
+
+    text: str = ""
+    reason: str | None = None
+    pieces: list[bytes] | None = None
+    n_frames: int = 0
+
+    def add(self, asked: Asked, choice: dict[str, Any], text: str) -> None:
+        assert self.reason is None, "something after the end"
+        self.text += text
+        self.n_frames += text != ""
+        self.reason = choice["finish_reason"]
+        if (told := choice["logprobs"]) is not None:
+            assert asked.wants_logprobs
+            if asked.is_chat:
+                pieces = [bytes(item["bytes"]) for item in told["content"]]
+                assert all(len(item["top_logprobs"]) == asked.body["top_logprobs"] for item in told["content"])
+            else:
+                pieces = [token.encode() for token in told["tokens"]]
+                assert len(pieces) == len(told["token_logprobs"]) == len(told["top_logprobs"]) == len(told["text_offset"])
+            self.pieces = [*(self.pieces or []), *pieces]
+
+
 def check_whole(asked: Asked, answer: dict[str, Any], model: Model) -> str:
-    """The finish reason of a whole answer."""
+    """The finish reason of a whole answer, its first choice's."""
     assert asked.refused is None, f"{asked.refused} was not refused"
-    (choice,) = answer["choices"]
-    text = choice["message"]["content"] if asked.is_chat else choice["text"]
-    return _check(asked, text, choice["finish_reason"], answer["usage"], model)
+    choices = []
+    for index, told in enumerate(answer["choices"]):
+        assert told["index"] == index
+        choices.append(Choice())
+        choices[-1].add(asked, told, told["message"]["content"] if asked.is_chat else told["text"])
+        assert asked.wants_logprobs == (choices[-1].pieces is not None)
+    return _check(asked, choices, answer["usage"], model)
 
 
 def check_stream(asked: Asked, frames: Sequence[Any], model: Model) -> str:
-    """The finish reason of a stream, or the code of the error that cut it."""
+    """The finish reason of a stream, its first choice's, or the code of the error that cut it."""
     assert asked.refused is None, f"{asked.refused} was not refused"
     if "error" in frames[-1]:
         assert frames[-1]["error"]["code"] == "model_switched", frames[-1]
-        assert not any(choice["finish_reason"] for frame in frames[:-1] for choice in frame["choices"]), "two ends"
         return "model_switched"
     assert frames[-1] == "[DONE]", "no end"
-    frames = frames[:-1]
-    usage = None
+    frames, usage = frames[:-1], None
     if asked.body.get("stream_options"):
         usage, frames = frames[-1]["usage"], frames[:-1]
-    assert all(len(frame["choices"]) == 1 and not frame.get("usage") for frame in frames)
-    choices = [frame["choices"][0] for frame in frames]
-    reasons = [choice["finish_reason"] for choice in choices]
-    assert all(reason is None for reason in reasons[:-1]), "two ends"
-    if asked.is_chat:
-        assert choices[0]["delta"]["role"] == "assistant"
-        texts = [choice["delta"].get("content", "") for choice in choices]
-    else:
-        texts = [choice["text"] for choice in choices]
-    return _check(asked, "".join(texts), reasons[-1], usage, model, n_frames=sum(map(bool, texts)))
+    choices: dict[int, Choice] = {}
+    for frame in frames:
+        (told,) = frame["choices"]
+        assert not frame.get("usage")
+        choice = choices.get(told["index"])
+        if choice is None:
+            choice = choices[told["index"]] = Choice()
+            assert not asked.is_chat or told["delta"]["role"] == "assistant"
+        choice.add(asked, told, told["delta"].get("content", "") if asked.is_chat else told["text"])
+    return _check(asked, [choices[i] for i in range(len(choices))], usage, model)
 
 
-def _check(asked: Asked, text: str, reason: str, usage: dict[str, Any] | None, model: Model, n_frames: int = 0) -> str:
-    body = asked.body
+def _check(asked: Asked, choices: Sequence[Choice], usage: dict[str, Any] | None, model: Model) -> str:
+    prompts = [prompt for prompt in asked.prompts for _ in range(asked.body.get("n", 1))]
+    counts = [_check_choice(asked, prompt, choice, model) for prompt, choice in zip(prompts, choices, strict=True)]
+    if usage is not None:
+        n_prompt, n_completion = usage["prompt_tokens"], usage["completion_tokens"]
+        assert n_prompt == sum(map(model.n_prompt, asked.prompts))
+        assert sum(least for least, _ in counts) <= n_completion <= sum(most for _, most in counts), (usage, counts)
+        assert usage["total_tokens"] == n_prompt + n_completion
+        n_cached = usage["prompt_tokens_details"]["cached_tokens"]
+        assert 0 <= n_cached < n_prompt
+        assert asked.body.get("cache_prompt", True) or n_cached == 0
+    return str(choices[0].reason)
+
+
+def _check_choice(asked: Asked, prompt: Any, choice: Choice, model: Model) -> tuple[int, int]:
+    """Between how many and how many tokens it has."""
+    text, reason, is_echo = choice.text, choice.reason, bool(asked.body.get("echo"))
     text.encode()  # no lone surrogates
-    stops = [body["stop"]] if isinstance(body.get("stop"), str) else body.get("stop") or []
-    assert not any(stop in text for stop in stops), f"a stop of {stops} shows in {text!r}"
-    schema = body.get("json_schema") or (body.get("response_format") or {}).get("json_schema", {}).get("schema")
-    shaped = schema is not None or body.get("response_format") is not None
-    if shaped and reason == "stop" and not stops and not body.get("ignore_eos") and not body.get("logit_bias"):
-        assert follows(json.loads(text), schema or {"type": "object"}) is None, text
     assert reason in ("stop", "length")
-    if usage is None:
-        return reason
-    n_prompt, n_completion = usage["prompt_tokens"], usage["completion_tokens"]
-    assert n_prompt == model.n_prompt(asked)
-    limit = min([model.n_ctx_slot - n_prompt, *(n for name in _LIMITS if (n := body.get(name)))])
-    assert n_completion == limit if reason == "length" else 1 <= n_completion <= limit, (usage, reason, limit)
-    if body.get("ignore_eos") and not stops and not shaped and not _forbids_all(body):
-        assert reason == "length"
-    assert n_frames <= n_completion, "text from nowhere"
-    assert usage["total_tokens"] == n_prompt + n_completion
-    n_cached = usage["prompt_tokens_details"]["cached_tokens"]
-    assert 0 <= n_cached < n_prompt
-    assert body.get("cache_prompt", True) or n_cached == 0
-    return reason
-
-
-_LIMITS = ("max_tokens", "max_completion_tokens", "n_predict")
-
-
-def _forbids_all(body: dict[str, Any]) -> bool:
-    return isinstance(body.get("logit_bias"), list) and len(body["logit_bias"]) >= N_COMMON_TOKENS - 1
+    assert is_echo or not any(stop in text for stop in asked.stops), f"a stop of {asked.stops} shows in {text!r}"
+    assert reason == "length" or not asked.never_ends
+    clean = not asked.stops and not is_echo
+    hindered = asked.body.get("ignore_eos") or asked.body.get("logit_bias")
+    if asked.schema is not None and reason == "stop" and clean and not hindered:
+        assert follows(json.loads(text), asked.schema) is None, text
+    most = model.room(prompt) if asked.limit is None else min(model.room(prompt), asked.limit)
+    least = most if reason == "length" else 1
+    if asked.wants_logprobs:
+        pieces = choice.pieces or []
+        n_told = len(pieces) - (model.n_prompt(prompt) if is_echo else 0)
+        assert n_told == most if reason == "length" else n_told < most or asked.stops, (n_told, most, reason)
+        if clean and asked.is_chat:
+            shown = [piece for piece in pieces if not CONTROL.fullmatch(piece)]  # which have no text
+            assert b"".join(shown).decode(errors="replace") == text
+        if not asked.stops:  # what a stop string took away is told nowhere; EOG is a token without text
+            least = most = n_told + (reason == "stop")
+        least = max(least, n_told)
+    assert choice.n_frames <= max(most, 1), "text from nowhere"
+    return least, most
