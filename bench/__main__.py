@@ -2,8 +2,8 @@
 
 engine, switch      in one process: the engine against a bare loop, a switch against a bare load
 disconnect          how soon the slot of a client that leaves is free, and whether the others lose something
-kv                  a KV stream for each slot against one cache for all
 queue               what requests cost that wait for a slot: the others' throughput, memory
+kv                  a KV stream for each slot against one cache for all
 w1 ... w8           modeld against llama-server (the works of docs/benchmarks.md); servers: all of them
 limit               llama-batched-bench: what the library can do
 peers               only builds llama-server and llama-batched-bench
@@ -102,7 +102,7 @@ def measure_disconnect(args: argparse.Namespace) -> dict[str, Any]:
 def measure_kv(args: argparse.Namespace) -> list[dict[str, Any]]:
     from bench.kv import measure
 
-    found = measure(make(args.model), args.repeat)
+    found = measure(make(args.model), repeats(args))
     print(f"{'streams':>8} {'prompt':>7} {'separate t/s':>13} {'unified t/s':>12} {'ratio':>7}")
     for row in found:
         print(f"{row['streams']:>8} {row['prompt']:>7} {row['separate_per_s']:>13} {row['unified_per_s']:>12} {row['ratio']:>7}")
@@ -131,7 +131,9 @@ def main() -> None:
     choices = ("engine", "switch", "kv", "disconnect", "queue", *compare.NAMES, "servers", "limit", "peers", "all")
     parser.add_argument("what", nargs="*", metavar="WHAT", help=f"{', '.join(choices)} (default: all)")
     parser.add_argument(
-        "--repeat", type=int, help=f"runs of each kind (default {REPEAT}, disconnect {DISCONNECTS}, quick {QUICK_REPEAT})"
+        "--repeat",
+        type=int,
+        help=f"runs of each kind (default {REPEAT}, disconnect {DISCONNECTS}, quick {QUICK_REPEAT})",
     )
     parser.add_argument("--quick", action="store_true", help="fewer and shorter runs: some minutes for all")
     parser.add_argument("--model", default="q05", help="for engine and switch: q05 (0.5B shape, random weights, Q4_0) or tiny")
