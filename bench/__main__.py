@@ -3,6 +3,7 @@
 engine, switch      in one process: the engine against a bare loop, a switch against a bare load
 disconnect          how soon the slot of a client that leaves is free, and whether the others lose something
 queue               what requests cost that wait for a slot: the others' throughput, memory
+curve               what max_step_ms chooses between: gaps in running streams, first token of a late prompt
 kv                  a KV stream for each slot against one cache for all
 w1 ... w8           modeld against llama-server (the works of docs/benchmarks.md); servers: all of them
 limit               llama-batched-bench: what the library can do
@@ -23,13 +24,14 @@ from pathlib import Path
 from typing import Any
 
 from bench import compare, peers
-from bench.chart import chart
+from bench.chart import chart, curve
 from bench.make_model import make
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 QUICK_REPEAT, REPEAT = 2, 5
 DISCONNECTS = 10  # of each kind
+CURVE_REPEAT = 3
 
 
 def machine() -> dict[str, object]:
@@ -115,6 +117,12 @@ def measure_queue(args: argparse.Namespace) -> dict[str, Any]:
     return measure(repeats(args))
 
 
+def measure_curve(args: argparse.Namespace) -> list[dict[str, Any]]:
+    from bench.curve import measure
+
+    return measure(make("q05"), repeats(args, CURVE_REPEAT))
+
+
 def measure_limit() -> list[dict[str, Any]]:
     rows = [row for name in ("q05", "tiny") for row in compare.limit(make(name))]
     for row in rows:
@@ -128,12 +136,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    choices = ("engine", "switch", "kv", "disconnect", "queue", *compare.NAMES, "servers", "limit", "peers", "all")
+    choices = ("engine", "switch", "kv", "disconnect", "queue", "curve", *compare.NAMES, "servers", "limit", "peers", "all")
     parser.add_argument("what", nargs="*", metavar="WHAT", help=f"{', '.join(choices)} (default: all)")
     parser.add_argument(
         "--repeat",
         type=int,
-        help=f"runs of each kind (default {REPEAT}, disconnect {DISCONNECTS}, quick {QUICK_REPEAT})",
+        help=f"runs of each kind (default {REPEAT}, disconnect {DISCONNECTS}, curve {CURVE_REPEAT}, quick {QUICK_REPEAT})",
     )
     parser.add_argument("--quick", action="store_true", help="fewer and shorter runs: some minutes for all")
     parser.add_argument("--model", default="q05", help="for engine and switch: q05 (0.5B shape, random weights, Q4_0) or tiny")
@@ -170,6 +178,11 @@ def main() -> None:
         found = {"machine": about, "queue": measure_queue(args)}
         if args.write:
             keep("queue.json", json.dumps(found, indent=1) + "\n")
+    if "curve" in what:
+        rows = measure_curve(args)
+        if args.write:
+            keep("curve.json", json.dumps({"machine": about, "curve": rows}, indent=1) + "\n")
+            keep("curve.svg", curve(rows, "max_step_ms: longest gap / late first token, q05, 3 streams, 1500 words"))
     wanted = [name for name in compare.NAMES if name in what]
     if wanted or what & {"peers", "limit"}:
         peers.build_all()

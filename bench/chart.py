@@ -1,4 +1,6 @@
-"""How does it look? One bar for each row of the comparison, as SVG; 1 is the peer, to the right modeld is better."""
+"""How does it look, as SVG? chart(): one bar for each row of the comparison; 1 is the peer, to the right modeld is better.
+curve(): the longest gap against the time to first token, a point for each max_step_ms.
+"""
 
 from __future__ import annotations
 
@@ -39,4 +41,36 @@ def chart(rows: list[dict[str, Any]], title: str) -> str:
             f'<rect x="{min(start, end):.1f}" y="{y + 2}" width="{abs(end - start):.1f}" height="{ROW - 8}" fill="{colour}"/>'
         )
         parts.append(f'<text x="{LABEL + PLOT + 12}" y="{y + 13}">{values}</text>')
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def curve(rows: list[dict[str, Any]], title: str) -> str:
+    """`rows` as bench.curve.measure() gives them; both axes begin at 0."""
+    width, height, left, right, top, bottom = 720, 420, 80, 40, 56, 56
+    most_x = max(row["late_ttft_ms"] for row in rows) * 1.1
+    most_y = max(row["gap_max_ms"] for row in rows) * 1.1
+
+    def at(ttft_ms: float, gap_ms: float) -> tuple[float, float]:
+        return left + ttft_ms / most_x * (width - left - right), height - bottom - gap_ms / most_y * (height - top - bottom)
+
+    points = [at(row["late_ttft_ms"], row["gap_max_ms"]) for row in rows]
+    (x0, y0), (x1, y1) = at(0, 0), at(most_x, most_y)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">',
+        f'<rect width="{width}" height="{height}" fill="#fff"/>',
+        f'<text x="12" y="20" font-size="14" font-weight="bold">{escape(title)}</text>',
+        f'<path d="M{x0:.1f} {y1:.1f}V{y0:.1f}H{x1:.1f}" fill="none" stroke="#444"/>',
+        f'<text x="{(x0 + x1) / 2:.1f}" y="{height - 16}" text-anchor="middle">first token of the late prompt, ms</text>',
+        f'<text x="12" y="{top - 12}">longest gap in the running streams, ms</text>',
+    ]
+    for axis in range(1, 5):
+        (x, _), (_, y) = at(most_x * axis / 5, 0), at(0, most_y * axis / 5)
+        parts.append(f'<text x="{x:.1f}" y="{y0 + 18:.1f}" text-anchor="middle" fill="#555">{most_x * axis / 5:.0f}</text>')
+        parts.append(f'<text x="{x0 - 8:.1f}" y="{y + 4:.1f}" text-anchor="end" fill="#555">{most_y * axis / 5:.0f}</text>')
+    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    parts.append(f'<polyline points="{line}" fill="none" stroke="#2b7a4b" stroke-width="2"/>')
+    for row, (x, y) in zip(rows, points, strict=True):
+        label = f"{row['max_step_ms']}: {row['gap_max_ms']:.0f} / {row['late_ttft_ms']:.0f}"
+        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="#2b7a4b"/>')
+        parts.append(f'<text x="{x + 8:.1f}" y="{y - 8:.1f}">{label}</text>')
     return "\n".join([*parts, "</svg>"]) + "\n"

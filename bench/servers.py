@@ -24,7 +24,7 @@ REGISTRY = """\
 server: {host: 127.0.0.1, port: %(port)d, log_level: warning}
 models:
   - {id: %(id)s, path: %(path)s, n_ctx: %(n_ctx)d, n_parallel: %(n_parallel)d, n_threads: %(n_threads)d,
-     n_batch: 2048, n_ubatch: 512, cache_type_k: f16, cache_type_v: f16, flash_attn: auto}
+     n_batch: 2048, n_ubatch: 512, cache_type_k: f16, cache_type_v: f16, flash_attn: auto, max_step_ms: %(max_step_ms)d}
 """
 
 
@@ -33,13 +33,14 @@ class Settings:
     model: Path
     n_ctx: int
     n_parallel: int
+    max_step_ms: int = 250  # modeld's alone
 
 
 def command_of(name: str, settings: Settings, port: int, folder: Path) -> list[str]:
     """`name` is modeld or a peer; modeld's registry is written into `folder`."""
     n_threads = len(os.sched_getaffinity(0))
     if name == "modeld":
-        registry = folder / f"{settings.model.stem}-{settings.n_ctx}-{settings.n_parallel}.yaml"
+        registry = folder / f"{settings.model.stem}-{settings.n_ctx}-{settings.n_parallel}-{settings.max_step_ms}.yaml"
         registry.write_text(
             REGISTRY
             % {
@@ -49,6 +50,7 @@ def command_of(name: str, settings: Settings, port: int, folder: Path) -> list[s
                 "n_ctx": settings.n_ctx,
                 "n_parallel": settings.n_parallel,
                 "n_threads": n_threads,
+                "max_step_ms": settings.max_step_ms,
             }
         )
         return [sys.executable, "-m", "modeld", "serve", "--config", os.fspath(registry)]
@@ -76,7 +78,9 @@ class Server:
             port = free.getsockname()[1]
         self.address = f"127.0.0.1:{port}"
         self.command = command_of(name, settings, port, folder)
-        self._log_path = folder / f"{name}-{settings.model.stem}-{settings.n_ctx}-{settings.n_parallel}.log"
+        self._log_path = (
+            folder / f"{name}-{settings.model.stem}-{settings.n_ctx}-{settings.n_parallel}-{settings.max_step_ms}.log"
+        )
         self._process: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
 
