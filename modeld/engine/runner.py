@@ -10,6 +10,7 @@ from typing import TypeVar
 from modeld.engine.engine import Engine
 from modeld.engine.gbnf import check_gbnf
 from modeld.engine.grammar import gbnf_of
+from modeld.engine.inputs import tokenized
 from modeld.engine.sequence import Sequence as TokenSequence
 from modeld.engine.stream import TokenStream
 from modeld.engine.workers import TokenizePool
@@ -18,7 +19,6 @@ from modeld.llm.adapter import LoadProgress, Runtime
 from modeld.types import ChatMessage, GenerateRequest, Load, LoadedModel, ModelSpec, Prompt, Step
 
 T = TypeVar("T")
-LONG_TEXT_BYTES_PER_TOKEN = 16  # only texts longer than this are worth looking at the whole vocabulary, once a model
 
 
 class EngineRunner:
@@ -159,15 +159,4 @@ class EngineRunner:
         return n_left if request.max_tokens is None else min(n_left, request.max_tokens)
 
     def _tokenized(self, text: str, param: str) -> list[int]:
-        """The text's tokens, unless it cannot fit whatever they are.
-
-        Some tokenizers need more than linear time: 1 MB took 80 s, during which no switch could end.
-        """
-        n_bytes, n_ctx_slot = len(text.encode()), self._runtime.n_ctx_slot
-        if n_bytes > LONG_TEXT_BYTES_PER_TOKEN * n_ctx_slot and n_bytes > self._runtime.longest_piece() * n_ctx_slot:
-            raise ContextLengthExceeded(
-                f"the prompt has {n_bytes} bytes, which are more than {n_ctx_slot} tokens of model '{self.spec.id}' can hold: "
-                f"the longest has {self._runtime.longest_piece()}",
-                param=param,
-            )
-        return self._runtime.tokenize(text, add_special=True, parse_special=True)
+        return tokenized(self._runtime, text, what="the prompt", param=param)
