@@ -132,6 +132,7 @@ def _parse_tensor_split(node: Node) -> tuple[float, ...]:
 
 
 _ID = _pattern("1..128 characters of A-Z a-z 0-9 . _ : -", r"[A-Za-z0-9._:-]{1,128}")
+POOLINGS = ("none", "mean", "cls", "last")
 _CACHE_TYPE = _choice("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
 
 SERVER_KEYS: tuple[Key, ...] = (
@@ -176,6 +177,10 @@ MODEL_KEYS: tuple[Key, ...] = (
     Key("flash_attn", _choice("auto", "on", "off"), "auto", "Flash attention."),
     Key("load_mode", _choice("auto", "mmap", "mlock", "none"), "auto", "How the file comes into memory; none: it is read."),
     Key("chat_template", _or_null(_text(65536)), "null", "Jinja, or the name of a template in llama.cpp; null: the model's own."),
+    Key("embeddings", _choice("auto", "on", "off"), "auto", "`on`: it gives embeddings; `off`: it generates; `auto`: as below."),
+    Key(
+        "pooling", _or_null(_choice(*POOLINGS)), "null", "How the vectors of an input's tokens become one; null: the model's own."
+    ),
     Key(
         "seed",
         _or_null(Kind("a whole number -1..4294967295", _parse_seed)),
@@ -320,6 +325,9 @@ class _Walk:
         if spec.flash_attn == "off" and spec.cache_type_v not in ("f32", "f16", "bf16"):
             at = f"{where}.cache_type_v"
             self.say(given["cache_type_v"], at, f"{spec.cache_type_v} needs flash attention, and flash_attn is off")
+        if spec.embeddings == "off" and spec.pooling is not None:
+            at = f"{where}.pooling"
+            self.say(given["pooling"], at, f"{spec.pooling} says how embeddings are made, and embeddings is off")
 
     def model_path(self, text: str) -> Path:
         """Absolute; `..` is taken away only where that cannot change the meaning: the directory has no links left."""

@@ -7,6 +7,7 @@ standard module `types`.
 from __future__ import annotations
 
 import enum
+from array import array
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -64,6 +65,8 @@ class ModelSpec:
     flash_attn: str = "auto"  # auto | on | off
     load_mode: str = "auto"  # auto | mmap | mlock | none
     chat_template: str | None = None  # Jinja, or a name from llama.cpp's list; None: the model's own
+    embeddings: str = "auto"  # auto | on | off; a model gives embeddings or generates, never both
+    pooling: str | None = None  # none | mean | cls | last; None: the model's own
     seed: int | None = None  # of requests that bring none; None: a fresh one for each
     sha256: str | None = None
 
@@ -123,6 +126,8 @@ class LoadedModel:
     eos_piece: str
     loaded_at: float  # seconds since the epoch
     chat_template_engine: str | None = None  # what renders it: jinja | builtin; None: nothing can
+    n_embd: int = 0  # numbers of a vector
+    pooling: str | None = None  # none | mean | cls | last: it gives embeddings, made so; None: it generates
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,3 +289,24 @@ class Chunk:
     end: Finished | Failed | None = None
     index: int = 0  # of the choice
     logprobs: tuple[TokenLogprob, ...] = ()  # of the tokens whose text is shown now
+
+
+# -- embeddings ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedRequest:
+    """What one request for embeddings asks: texts (tokenized with the model's own rule) or token ids, each for a vector."""
+
+    request_id: str
+    inputs: tuple[str | tuple[int, ...], ...]  # at least one
+    model_id: str | None = None  # None: whichever is loaded
+    dimensions: int | None = None  # numbers wanted of each vector, from its beginning; None: all
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """A vector for each input, in their order, as the model made it: float32, not normalised, n_embd numbers."""
+
+    vectors: tuple[array[float], ...]
+    prompt_tokens: int

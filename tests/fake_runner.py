@@ -10,7 +10,20 @@ from pathlib import Path
 from modeld.errors import LoadFailed, ModeldError
 from modeld.events import Event, Subscription
 from modeld.manager.manager import Manager
-from modeld.types import ChatMessage, Chunk, FileFacts, GenerateRequest, Load, LoadedModel, ModelSpec, OpState, Step, SwitchOp
+from modeld.types import (
+    ChatMessage,
+    Chunk,
+    Embedded,
+    EmbedRequest,
+    FileFacts,
+    GenerateRequest,
+    Load,
+    LoadedModel,
+    ModelSpec,
+    OpState,
+    Step,
+    SwitchOp,
+)
 
 DEADLINE_S = 20.0  # of every wait; reaching it is a failure
 
@@ -23,6 +36,17 @@ class FakeGeneration:
         self, timeout_s: float | None, sink: Callable[[list[Chunk]], bool] | None = None, until: float = 0
     ) -> list[Chunk] | None:
         return None
+
+    def cancel(self) -> None:
+        pass
+
+
+class FakeEmbedding:
+    def __init__(self, model_id: str) -> None:
+        self.model_id = model_id
+
+    def result(self, timeout_s: float | None) -> Embedded:
+        return Embedded((), 0)
 
     def cancel(self) -> None:
         pass
@@ -50,6 +74,10 @@ class FakeRunner:
     def submit(self, request: GenerateRequest) -> FakeGeneration:
         self._check()
         return FakeGeneration(self.spec.id)
+
+    def embed(self, request: EmbedRequest) -> FakeEmbedding:
+        self._check()
+        return FakeEmbedding(self.spec.id)
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         self._check()

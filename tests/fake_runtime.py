@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
+from array import array
 from collections.abc import Sequence
 
 from modeld.errors import InvalidRequest, OpCancelled
@@ -80,6 +81,7 @@ class FakeRuntime:
         self.script, self.endless = script, endless
         self.gate = Gate()
         self.fail_next: Exception | None = None
+        self.pooling: str | None = None
         self.batches: list[list[Span]] = []
         self.cells: dict[int, list[int]] = {}
         self.copies: list[tuple[int, int]] = []
@@ -106,6 +108,8 @@ class FakeRuntime:
             bos_piece="",
             eos_piece="",
             loaded_at=time.time(),
+            n_embd=2,
+            pooling=self.pooling,
         )
 
     def decode(self, spans: Sequence[Span]) -> None:
@@ -150,6 +154,11 @@ class FakeRuntime:
             TokenLogprob(self.piece(s.token), -float(s.token), tuple((self.piece(t), -float(t)) for t in range(s.n_top)))
             for s in wanted
         ]
+
+    def vectors(self, slots: Sequence[int]) -> list[array[float]]:
+        """The sum of the input's tokens, and how many they are."""
+        assert {span.slot for span in self.batches[-1] if span.output} >= set(slots)
+        return [array("f", (sum(self.cells[slot]), len(self.cells[slot]))) for slot in slots]
 
     def forget(self, slot: int) -> None:
         self.cells.pop(slot, None)

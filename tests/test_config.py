@@ -83,6 +83,8 @@ models:
     flash_attn: on
     load_mode: none
     chat_template: chatml
+    embeddings: on
+    pooling: last
     seed: 4294967295
     sha256: {"AB" * 32}
 """
@@ -97,13 +99,14 @@ models:
         "n_parallel": 256, "n_batch": 256, "n_ubatch": 256, "n_threads": 3, "cpu_pinning": "on",
         "max_step_ms": 20, "n_gpu_layers": 10, "main_gpu": 1,
         "split_mode": "row", "tensor_split": (3.0, 0.5), "cache_type_k": "q8_0", "cache_type_v": "iq4_nl", "flash_attn": "on",
-        "load_mode": "none", "chat_template": "chatml", "seed": 4294967295, "sha256": "ab" * 32,
+        "load_mode": "none", "chat_template": "chatml", "embeddings": "on", "pooling": "last", "seed": 4294967295,
+        "sha256": "ab" * 32,
     }  # fmt: skip
 
 
 @pytest.mark.parametrize("null", ["null", "~", ""])
 def test_keys_that_may_be_null_are_as_if_absent(write: Write, null: str) -> None:
-    names = ["quant", "family", "chat_template", "seed", "sha256"]
+    names = ["quant", "family", "chat_template", "pooling", "seed", "sha256"]
     text = "models:\n  - id: a\n    path: a\n" + "".join(f"    {name}: {null}\n" for name in names)
     assert all(getattr(load_config(write(text)).models[0], name) is None for name in names)
 
@@ -251,6 +254,10 @@ def test_the_shipped_file_loads_the_demo_models() -> None:
             "models: [{id: a, path: a, cache_type_v: q8_0, flash_attn: off}]",
             "models[0].cache_type_v: q8_0 needs flash attention, and flash_attn is off",
         ),
+        (
+            "models: [{id: a, path: a, pooling: mean, embeddings: off}]",
+            "models[0].pooling: mean says how embeddings are made, and embeddings is off",
+        ),
     ],
 )
 def test_a_bad_file_is_told_file_line_key_and_what_was_expected(write: Write, text: str | bytes, finding: str) -> None:
@@ -275,6 +282,8 @@ def test_a_bad_file_is_told_file_line_key_and_what_was_expected(write: Write, te
         ("cache_type_k", ["q4_k", "F16", "16"]),
         ("cache_type_v", ["q6_k"]),
         ("flash_attn", ["yes", "true", "1"]),
+        ("embeddings", ["yes", "true", "null"]),
+        ("pooling", ["rank", "'null'", "1", "MEAN"]),
         ("load_mode", ["direct_io", "mmap+mlock"]),
         ("chat_template", ["''", "[]", "1"]),
         ("seed", ["-2", "4294967296", "1.0", "x", "true"]),

@@ -5,18 +5,21 @@ from __future__ import annotations
 import dataclasses
 import secrets
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TypeVar
 
+from modeld.engine.embedding import EmbeddingEngine
 from modeld.engine.engine import Engine
 from modeld.engine.gbnf import check_gbnf
 from modeld.engine.grammar import gbnf_of
-from modeld.engine.inputs import tokenized
+from modeld.engine.inputs import check_embeddable, input_tokens, tokenized
 from modeld.engine.sequence import Sequence as TokenSequence
 from modeld.engine.stream import TokenStream
+from modeld.engine.vectors import EmbeddingJob
 from modeld.engine.workers import TokenizePool
 from modeld.errors import ContextLengthExceeded, InvalidRequest, ModeldError, OpCancelled
 from modeld.llm.adapter import LoadProgress, Runtime
-from modeld.types import ChatMessage, GenerateRequest, Load, LoadedModel, ModelSpec, Prompt, Step
+from modeld.types import ChatMessage, EmbedRequest, GenerateRequest, Load, LoadedModel, ModelSpec, Prompt, Step
 
 T = TypeVar("T")
 
@@ -41,9 +44,12 @@ class EngineRunner:
                 raise OpCancelled(f"the load of model '{spec.id}' was cancelled before its warmup")
             self._pool = TokenizePool()
             try:
-                self._engine = Engine(
-                    self._runtime, spec.id, queue_size=queue_size, max_step_s=spec.max_step_ms / 1000, on_death=on_death
-                )
+                self._engine: Engine | EmbeddingEngine
+                if self._runtime.pooling is None:
+                    max_step_s = spec.max_step_ms / 1000
+                    self._engine = Engine(self._runtime, spec.id, queue_size=queue_size, max_step_s=max_step_s, on_death=on_death)
+                else:
+                    self._engine = EmbeddingEngine(self._runtime, spec.id, queue_size=queue_size, on_death=on_death)
                 self._engine.start()
             except BaseException:
                 self._pool.close(InvalidRequest("the model did not start"))
@@ -77,12 +83,38 @@ class EngineRunner:
 
         Raises QueueFull, ContextLengthExceeded, InvalidRequest, or why the runner is closed.
         """
+        engine = self._engine
+        if not isinstance(engine, Engine):
+            raise InvalidRequest(
+                f"model '{self.spec.id}' is loaded for embeddings and generates nothing; for a model that can, `embeddings: off` "
+                f"in its entry changes that",
+                param="model",
+            )
         n_choices = request.n_choices
-        self._engine.reserve(n_choices)
+        engine.reserve(n_choices)
         try:
-            return self._engine.submit(self._pool.run(lambda: self._sequences(request)))
+            return engine.submit(self._pool.run(lambda: self._sequences(request)))
         except BaseException:
-            self._engine.release(n_choices)
+            engine.release(n_choices)
+            raise
+
+    def embed(self, request: EmbedRequest) -> EmbeddingJob:
+        """Queue one request for embeddings; waits for its tokenizing. Raises as submit does."""
+        engine = self._engine
+        if not isinstance(engine, EmbeddingEngine):
+            raise InvalidRequest(
+                f"model '{self.spec.id}' is loaded to generate; `embeddings: on` and a `pooling` in its entry, or in a second "
+                f"one for the same file, load it for embeddings",
+                param="model",
+            )
+        check_embeddable(self._runtime, request)
+        engine.reserve()
+        try:
+            # A job for each: between two of them others get their turn, and a switch its end.
+            values = enumerate(request.inputs)
+            return engine.submit([self._pool.run(partial(input_tokens, self._runtime, i, value)) for i, value in values])
+        except BaseException:
+            engine.release()
             raise
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:

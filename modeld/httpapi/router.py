@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from modeld.errors import InvalidRequest, MethodNotAllowed, NotFound
-from modeld.httpapi import control, openai
+from modeld.httpapi import control, embeddings, openai
 from modeld.httpapi.message import Request, Response, StreamResponse
 from modeld.httpapi.service import Service
 
@@ -38,6 +38,7 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/v1/models/{model_id}", openai.get_model),
     Route("POST", "/v1/completions", openai.post_completions),
     Route("POST", "/v1/chat/completions", openai.post_chat_completions),
+    Route("POST", "/v1/embeddings", embeddings.post_embeddings),
     Route("POST", "/tokenize", openai.post_tokenize),
     Route("POST", "/detokenize", openai.post_detokenize),
     Route("POST", "/apply-template", openai.post_apply_template),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from modeld.events import Subscription
-from modeld.types import ChatMessage, Chunk, GenerateRequest, LoadedModel, ModelInfo, Status, SwitchOp
+from modeld.types import ChatMessage, Chunk, Embedded, EmbedRequest, GenerateRequest, LoadedModel, ModelInfo, Status, SwitchOp
 
 Sink = Callable[[list[Chunk]], bool]
 """Takes chunks, none of them an end, and does not wait; False: it could not take all, the handler must see to the rest."""
@@ -28,6 +28,18 @@ class Generation(Protocol):
 
     def cancel(self) -> None:
         """The client left: its slots are freed within one decode step. Idempotent; no effect after the end."""
+
+
+class Embedding(Protocol):
+    """A request for embeddings that runs, seen from its handler."""
+
+    model_id: str
+
+    def result(self, timeout_s: float | None) -> Embedded | None:
+        """All vectors; None when the time is over. Raises ModelSwitched, EngineFailed, ShuttingDown, RequestCancelled."""
+
+    def cancel(self) -> None:
+        """The client left: no further decode is made for it. Idempotent; no effect after the end."""
 
 
 class Service(Protocol):
@@ -56,6 +68,9 @@ class Service(Protocol):
         Raises NoModel, ModelLoading, ModelNotFound, ModelNotLoaded, QueueFull, ContextLengthExceeded, InvalidRequest,
         ModelSwitched, EngineFailed, ShuttingDown.
         """
+
+    def embed(self, request: EmbedRequest) -> Embedding:
+        """Admit one request for embeddings; waits for its tokenizing. Raises as generate does."""
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         """Waits for a tokenize thread. Raises as generate does."""

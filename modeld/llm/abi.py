@@ -43,6 +43,7 @@ READINGS: dict[str, Any] = {
     "llama_pos": ctypes.c_int32,
     "llama_seq_id": ctypes.c_int32,
     "llama_vocab_type": ctypes.c_int,
+    "llama_pooling_type": ctypes.c_int,
     "llama_memory_t": libllama.memory_p,
     "char *": ctypes.c_char_p,
     "void *": ctypes.c_void_p,

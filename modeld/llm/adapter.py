@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -57,6 +58,7 @@ class Runtime(Protocol):
     n_batch: int  # rows of one decode, at most, and at least n_slots
     n_outputs: int  # rows of one decode that may get logits, at least n_slots
     can_cut: bool  # truncate and copy work; not for recurrent memories and sliding windows
+    pooling: str | None  # none | mean | cls | last: it gives embeddings, and nothing is sampled; None: it generates
 
     def describe(self) -> LoadedModel: ...
 
@@ -79,6 +81,12 @@ class Runtime(Protocol):
 
     def logprobs(self, wanted: Sequence[Scored]) -> list[TokenLogprob]:
         """What the model thought of tokens, whatever was sampled; costs a pass over the vocabulary for each."""
+
+    def vectors(self, slots: Sequence[int]) -> list[array[float]]:
+        """What the last decode made of each slot's input, whose last row was in it: describe().n_embd float32.
+
+        Only where pooling is neither None nor none. Raises DecodeInvalid for a slot that was not in the decode.
+        """
 
     def forget(self, slot: int) -> None:
         """Drop the slot's sequence from the KV cache."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+from array import array
 from collections.abc import Sequence
 from typing import Any
 
 from modeld.errors import LoadFailed
+from modeld.llm import embedding
 from modeld.llm import libllama as C
 from modeld.llm.adapter import DecodeAborted, DecodeFatal, DecodeInvalid, NoKvRoom, Span
 from modeld.llm.backend import Backend
@@ -103,6 +105,9 @@ class Context(Handle):
         params.type_v = _CACHE_TYPES[spec.cache_type_v]
         params.flash_attn_type = _FLASH_ATTN[spec.flash_attn]
         params.swa_full = False  # as llama-server has it
+        self._embeds = embedding.wanted(spec, model)  # then every row is an output; libllama warns where one is not marked
+        if self._embeds:
+            embedding.shape(params, spec, model, n_seq_limit)
         backend.ring.clear()
         with large_blocks_mapped():
             raw = lib.llama_init_from_model(model, params)
@@ -113,7 +118,11 @@ class Context(Handle):
         super().__init__(raw, lib.llama_free, parent=model)
         self._lib = lib
         self._pool: ThreadPool | None = None
+        self._memory: Any = lib.llama_get_memory(self)  # NULL for encoders
         try:
+            if not self._memory and not self._embeds:
+                raise LoadFailed(f"{model.path} is an encoder, which generates nothing: leave `embeddings` out or set it to `on`")
+            self.pooling = embedding.pooling_of(lib, self, model) if self._embeds else None
             self._pool = ThreadPool(backend, plan)
             lib.llama_attach_threadpool(self, self._pool, self._pool)
         except BaseException:
@@ -122,9 +131,13 @@ class Context(Handle):
         self.n_threads = plan.n_threads
         self.n_ctx = int(lib.llama_n_ctx(self))
         self.n_ctx_slot = int(lib.llama_n_ctx_seq(self))
-        self.n_slots = spec.n_parallel
+        self.n_slots = int(params.n_seq_max)
         self.n_batch = int(lib.llama_n_batch(self))
-        self._memory: Any = lib.llama_get_memory(self)
+        self.n_embd = model.n_embd
+        if self.pooling is not None:
+            n_cells = self.n_ctx if self._memory else None
+            self.n_batch, self.n_ctx_slot = embedding.bounds(lib, self, model, self.pooling, self.n_batch, n_cells)
+            self.n_outputs = self.n_batch
         self.abort = AbortFlag()
         lib.llama_set_abort_callback(self, self.abort.function, self.abort.data)
         self._allocate_batch()
@@ -167,14 +180,14 @@ class Context(Handle):
                 self._token[start] = span.tokens[0]
                 self._pos[start] = span.pos
                 self._seq_id[start] = self._slot_addresses[span.slot]
-                self._output[start] = span.output
+                self._output[start] = span.output or self._embeds
             else:
                 n = end - start
                 self._token[start:end] = list(span.tokens)
                 self._pos[start:end] = list(range(span.pos, span.pos + n))
                 self._seq_id[start:end] = [self._slot_addresses[span.slot]] * n
-                self._output[start:end] = [span.every_output] * n
-                self._output[end - 1] = span.output
+                self._output[start:end] = [span.every_output or self._embeds] * n
+                self._output[end - 1] = span.output or self._embeds
             ends.append(end)
         self._ends = ends
         self._batch.n_tokens = end
@@ -185,6 +198,13 @@ class Context(Handle):
     def row(self, span_index: int, row: int = -1) -> int:
         """Where the last decode had a row of its span `span_index`: by its place in the span, -1 for the last one."""
         return self._ends[span_index] + row if row >= 0 else self._ends[span_index + 1] + row
+
+    def vector(self, slot: int) -> array[float]:
+        """What the last decode made of the slot's input: n_embd float32. Raises DecodeInvalid where there is none."""
+        vector = self._lib.llama_get_embeddings_seq(self, slot)  # NULL for the pooling `none`
+        if not vector:
+            raise DecodeInvalid(f"the last decode left no vector for slot {slot}")
+        return array("f", ctypes.string_at(vector, 4 * self.n_embd))
 
     def forget(self, slot: int) -> None:
         """Drop a whole sequence from the KV cache; always possible, for recurrent models too."""

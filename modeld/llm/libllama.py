@@ -42,6 +42,11 @@ LLAMA_LOAD_MODE_MMAP = 1
 LLAMA_LOAD_MODE_MLOCK = 2
 LLAMA_LOAD_MODE_MMAP_MLOCK = 3
 LLAMA_VOCAB_TYPE_NONE = 0
+LLAMA_POOLING_TYPE_NONE = 0
+LLAMA_POOLING_TYPE_MEAN = 1
+LLAMA_POOLING_TYPE_CLS = 2
+LLAMA_POOLING_TYPE_LAST = 3
+LLAMA_POOLING_TYPE_RANK = 4
 LLAMA_SPLIT_MODE_NONE = 0
 LLAMA_SPLIT_MODE_LAYER = 1
 LLAMA_SPLIT_MODE_ROW = 2
@@ -261,11 +266,14 @@ SIGNATURES: tuple[Function, ...] = (
     Function("uint32_t llama_n_ctx_seq(const struct llama_context * ctx)", c_uint32, (context_p,)),
     Function("uint32_t llama_n_batch(const struct llama_context * ctx)", c_uint32, (context_p,)),
     Function("llama_memory_t llama_get_memory(const struct llama_context * ctx)", memory_p, (context_p,)),
+    Function("enum llama_pooling_type llama_pooling_type(const struct llama_context * ctx)", c_int, (context_p,)),
     Function("const struct llama_vocab * llama_model_get_vocab(const struct llama_model * model)", vocab_p, (model_p,)),
     Function("int32_t llama_model_n_ctx_train(const struct llama_model * model)", c_int32, (model_p,)),
+    Function("int32_t llama_model_n_embd_out(const struct llama_model * model)", c_int32, (model_p,)),
     Function("int32_t llama_model_n_swa(const struct llama_model * model)", c_int32, (model_p,)),
     Function("enum llama_vocab_type llama_vocab_type(const struct llama_vocab * vocab)", c_int, (vocab_p,)),
     Function("int32_t llama_vocab_n_tokens(const struct llama_vocab * vocab)", c_int32, (vocab_p,)),
+    Function("int32_t llama_model_meta_val_str(const struct llama_model * model, const char * key, char * buf, size_t buf_size)", c_int32, (model_p, c_char_p, c_char_p, c_size_t)),
     Function("int32_t llama_model_desc(const struct llama_model * model, char * buf, size_t buf_size)", c_int32, (model_p, c_char_p, c_size_t)),
     Function("const char * llama_model_chat_template(const struct llama_model * model, const char * name)", c_char_p, (model_p, c_char_p)),
     Function("uint64_t llama_model_n_params(const struct llama_model * model)", c_uint64, (model_p,)),
@@ -280,8 +288,10 @@ SIGNATURES: tuple[Function, ...] = (
     Function("llama_pos llama_memory_seq_pos_max(llama_memory_t mem, llama_seq_id seq_id)", c_int32, (memory_p, c_int32)),
     # decode
     Function("int32_t llama_decode(struct llama_context * ctx, struct llama_batch batch)", c_int32, (context_p, llama_batch)),
+    Function("bool llama_get_causal_attn(const struct llama_context * ctx)", c_bool, (context_p,)),
     Function("void llama_set_abort_callback(struct llama_context * ctx, ggml_abort_callback abort_callback, void * abort_callback_data)", None, (context_p, c_void_p, c_void_p)),
     Function("float * llama_get_logits_ith(struct llama_context * ctx, int32_t i)", POINTER(c_float), (context_p, c_int32)),
+    Function("float * llama_get_embeddings_seq(struct llama_context * ctx, llama_seq_id seq_id)", POINTER(c_float), (context_p, c_int32)),
     # vocabulary
     Function("bool llama_vocab_is_eog(const struct llama_vocab * vocab, llama_token token)", c_bool, (vocab_p, c_int32)),
     Function("llama_token llama_vocab_bos(const struct llama_vocab * vocab)", c_int32, (vocab_p,)),

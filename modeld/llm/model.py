@@ -76,7 +76,7 @@ class Model(Handle):
 
     def _refuse_unsupported(self) -> None:
         if not self._lib.llama_model_has_decoder(self) or self._lib.llama_model_has_encoder(self):
-            raise LoadFailed(f"{self.path} has an encoder: modeld generates text with decoder-only models")
+            raise LoadFailed(f"{self.path} has an encoder beside a decoder, or one like T5's: modeld does not run them")
         if self._lib.llama_vocab_type(self._lib.llama_model_get_vocab(self)) == C.LLAMA_VOCAB_TYPE_NONE:
             raise LoadFailed(f"{self.path} has no vocabulary: the first text to tokenize would end the process")
 
@@ -95,10 +95,31 @@ class Model(Handle):
         return int(self._lib.llama_model_n_ctx_train(self))
 
     @property
+    def n_embd(self) -> int:
+        """Numbers of a vector that the model gives (after the last layer)."""
+        return int(self._lib.llama_model_n_embd_out(self))
+
+    @property
+    def is_recurrent(self) -> bool:
+        """Whether a sequence has a state of its own, in some layers at least."""
+        return bool(self._lib.llama_model_is_recurrent(self) or self._lib.llama_model_is_hybrid(self))
+
+    @property
+    def is_for_embeddings(self) -> bool:
+        """Whether the file says so: by a pooling type, or by attention that looks ahead, with which nothing is generated."""
+        arch = self._meta("general.architecture")
+        return self._meta(f"{arch}.pooling_type") not in (None, "0") or self._meta(f"{arch}.attention.causal") == "false"
+
+    def _meta(self, key: str) -> str | None:
+        """A value of the file's metadata as text (llama.h, llama_model_meta_val_str), cut after 127 bytes; None: absent."""
+        buffer = ctypes.create_string_buffer(128)
+        n_bytes = self._lib.llama_model_meta_val_str(self, key.encode(), buffer, len(buffer))
+        return None if n_bytes < 0 else buffer.value.decode("utf-8", "replace")
+
+    @property
     def can_cut(self) -> bool:
         """Whether a sequence's cells can be cut at any position: no recurrent state, no sliding window."""
-        lib = self._lib
-        return not (lib.llama_model_is_recurrent(self) or lib.llama_model_is_hybrid(self) or lib.llama_model_n_swa(self) > 0)
+        return not (self.is_recurrent or self._lib.llama_model_n_swa(self) > 0)
 
     @property
     def chat_template(self) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from array import array
 from collections.abc import Sequence
 
 from modeld.llm.adapter import NO_TOKEN, LoadProgress, Sampler, Scored, Span
@@ -51,6 +52,7 @@ class LlamaRuntime:
         self._candidates: Candidates | None = None  # made for the first grammar or logprob
         self._likelihoods: Likelihoods | None = None
         self.can_cut = self._model.can_cut
+        self.pooling = self._context.pooling
         template = spec.chat_template or self._model.chat_template
         bos, eos = self._special_piece(self._vocab.bos), self._special_piece(self._vocab.eos)
         adds_bos = self._vocab.tokenize("", add_special=True, parse_special=False)[:1] == [self._vocab.bos]
@@ -86,6 +88,8 @@ class LlamaRuntime:
             eos_piece=eos,
             loaded_at=time.time(),
             chat_template_engine=self._chat.engine,
+            n_embd=self._context.n_embd,
+            pooling=self.pooling,
         )
 
     def _special_piece(self, token: int) -> str:
@@ -133,6 +137,9 @@ class LlamaRuntime:
             logprob, top = self._likelihoods.of(self._context, row(scored.span, scored.row), scored.token, scored.n_top)
             found.append(TokenLogprob(piece(scored.token), logprob, tuple((piece(token), value) for token, value in top)))
         return found
+
+    def vectors(self, slots: Sequence[int]) -> list[array[float]]:
+        return [self._context.vector(slot) for slot in slots]
 
     def forget(self, slot: int) -> None:
         self._context.forget(slot)

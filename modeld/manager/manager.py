@@ -16,11 +16,12 @@ from modeld.errors import EngineFailed, LoadFailed, ModeldError, ModelNotFound, 
 from modeld.events import EventHub, Subscription
 from modeld.manager.freeing import Freeing
 from modeld.manager.progress import Progress
-from modeld.manager.runner import Generation, Inspect, OpenRunner, Runner, Verify
+from modeld.manager.runner import Embedding, Generation, Inspect, OpenRunner, Runner, Verify
 from modeld.manager.state import Lifecycle, Task, Tenant
 from modeld.threads import BIG_STACK_BYTES, start_thread
 from modeld.types import (
     ChatMessage,
+    EmbedRequest,
     GenerateRequest,
     LoadedModel,
     ModelInfo,
@@ -140,9 +141,10 @@ class Manager:
         return self._hub.subscribe(last_event_id, self.status())
 
     def generate(self, request: GenerateRequest) -> Generation:
-        if request.model_id is not None:
-            self._require_registered(request.model_id, param="model")
-        return self._life.admit(request.model_id).submit(request)
+        return self._admit(request.model_id).submit(request)
+
+    def embed(self, request: EmbedRequest) -> Embedding:
+        return self._admit(request.model_id).embed(request)
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         return self._life.admit(None).tokenize(text, add_special=add_special, parse_special=parse_special)
@@ -152,6 +154,11 @@ class Manager:
 
     def render_chat(self, messages: Sequence[ChatMessage]) -> str:
         return self._life.admit(None).render_chat(messages)
+
+    def _admit(self, model_id: str | None) -> Runner:
+        if model_id is not None:
+            self._require_registered(model_id, param="model")
+        return self._life.admit(model_id)
 
     def _require_registered(self, model_id: str, *, param: str) -> None:
         if model_id not in self._registry:

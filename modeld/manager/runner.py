@@ -6,7 +6,18 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from modeld.errors import ModeldError
-from modeld.types import ChatMessage, Chunk, FileFacts, GenerateRequest, Load, LoadedModel, ModelSpec, Step
+from modeld.types import (
+    ChatMessage,
+    Chunk,
+    Embedded,
+    EmbedRequest,
+    FileFacts,
+    GenerateRequest,
+    Load,
+    LoadedModel,
+    ModelSpec,
+    Step,
+)
 
 
 class Generation(Protocol):
@@ -17,6 +28,16 @@ class Generation(Protocol):
     def take(
         self, timeout_s: float | None, sink: Callable[[list[Chunk]], bool] | None = None, until: float = ...
     ) -> list[Chunk] | None: ...
+
+    def cancel(self) -> None: ...
+
+
+class Embedding(Protocol):
+    """A request for embeddings that runs; the manager only passes it on."""
+
+    model_id: str
+
+    def result(self, timeout_s: float | None) -> Embedded | None: ...
 
     def cancel(self) -> None: ...
 
@@ -36,6 +57,9 @@ class Runner(Protocol):
 
     def submit(self, request: GenerateRequest) -> Generation:
         """Raises QueueFull, ContextLengthExceeded, InvalidRequest; ModelSwitched, ShuttingDown or EngineFailed when closed."""
+
+    def embed(self, request: EmbedRequest) -> Embedding:
+        """Raises as submit does. A model does this or that; InvalidRequest says so where it is asked for the other."""
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]: ...
 

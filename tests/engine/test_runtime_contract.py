@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -85,3 +86,35 @@ def test_grammars_are_prepared_and_no_token_ends_a_sequence(runtime: Runtime) ->
         runtime.prepare(SamplingParams(grammar='main ::= "a"'))
     assert caught.value.param == "grammar"
     assert runtime.piece_or_eog(NO_TOKEN) is None
+
+
+def fake_that_embeds() -> FakeRuntime:
+    runtime = FakeRuntime(n_batch=64)
+    runtime.pooling = "mean"
+    return runtime
+
+
+@pytest.fixture(params=["fake", "real"])
+def embedder(request: pytest.FixtureRequest) -> Iterator[Runtime]:
+    spec = replace(CALC, n_ubatch=64, pooling="mean")
+    runtime: Runtime = fake_that_embeds() if request.param == "fake" else LlamaRuntime(spec, lambda step, pct: True)
+    yield runtime
+    runtime.close()
+
+
+def test_each_slot_of_a_decode_has_a_vector(embedder: Runtime) -> None:
+    about = embedder.describe()
+    assert embedder.pooling == about.pooling == "mean"
+    embedder.decode([Span(0, 0, [65, 66, 67], True), Span(2, 0, [68], True)])
+    vectors = embedder.vectors([2, 0])
+    assert [len(vector) for vector in vectors] == [about.n_embd] * 2
+    for slot in (0, 2):
+        embedder.forget(slot)
+    embedder.decode([Span(1, 0, [68], True)])
+    assert list(embedder.vectors([1])[0]) == pytest.approx(list(vectors[0]), abs=1e-4)
+    embedder.forget(1)
+
+
+def test_a_batch_of_inputs_with_too_many_rows_is_refused(embedder: Runtime) -> None:
+    with pytest.raises(DecodeInvalid):
+        embedder.decode([Span(0, 0, [65] * 40, True), Span(1, 0, [65] * 40, True)])

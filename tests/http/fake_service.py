@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from array import array
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,6 +16,8 @@ from modeld.httpapi.service import Sink
 from modeld.types import (
     ChatMessage,
     Chunk,
+    Embedded,
+    EmbedRequest,
     Failed,
     Finished,
     GenerateRequest,
@@ -81,6 +84,33 @@ class FakeGeneration:
         self.fail(RequestCancelled("the client left"))
 
 
+class FakeEmbedding:
+    """Vectors that tell which input they are of; `ended` is set by the test where it wants to hold them back."""
+
+    def __init__(self, request: EmbedRequest, *, held: bool) -> None:
+        self.request = request
+        self.model_id = LOADED.id
+        self.cancelled = threading.Event()
+        self.vectors = tuple(array("f", (3.0 + i, 4.0, 0.0, 0.1)) for i in range(len(request.inputs)))
+        self.error: Exception | None = None
+        self.ended = threading.Event()
+        if not held:
+            self.ended.set()
+
+    def result(self, timeout_s: float | None) -> Embedded | None:
+        if not self.ended.wait(10 if timeout_s is None else timeout_s):
+            assert timeout_s is not None, "the test never ended this"
+            return None
+        if self.error is not None:
+            raise self.error
+        return Embedded(self.vectors, 5 * len(self.vectors))
+
+    def cancel(self) -> None:
+        self.cancelled.set()
+        self.error = self.error or RequestCancelled("the client left")
+        self.ended.set()
+
+
 class FakeService:
     """`script` says what each new generation gets at once: texts, then an end; None: nothing, the test feeds."""
 
@@ -91,6 +121,8 @@ class FakeService:
         self.raises: Exception | None = None  # what generate, tokenize and status raise
         self._cond = threading.Condition()
         self.generations: list[FakeGeneration] = []
+        self.embeddings: list[FakeEmbedding] = []
+        self.embeddings_held = False
         self.subscriptions: list[Subscription] = []
 
     # -- for tests
@@ -143,12 +175,7 @@ class FakeService:
         return subscription
 
     def generate(self, request: GenerateRequest) -> FakeGeneration:
-        if self.raises:
-            raise self.raises
-        if request.model_id == "other":
-            raise ModelNotLoaded(f"other is not loaded; {LOADED.id} is", param="model")
-        if request.model_id not in (None, LOADED.id):
-            raise ModelNotFound(f"no model has the id {request.model_id!r}", param="model")
+        self._admit(request.model_id)
         generation = FakeGeneration(request)
         for item in self.script or ():
             if isinstance(item, str):
@@ -159,6 +186,28 @@ class FakeService:
             self.generations.append(generation)
             self._cond.notify_all()
         return generation
+
+    def _admit(self, model_id: str | None) -> None:
+        if self.raises:
+            raise self.raises
+        if model_id == "other":
+            raise ModelNotLoaded(f"other is not loaded; {LOADED.id} is", param="model")
+        if model_id not in (None, LOADED.id):
+            raise ModelNotFound(f"no model has the id {model_id!r}", param="model")
+
+    def embedding(self, index: int = 0, deadline_s: float = 10) -> FakeEmbedding:
+        """The index-th request for embeddings, as soon as it has come."""
+        with self._cond:
+            assert self._cond.wait_for(lambda: len(self.embeddings) > index, deadline_s), "no request came"
+            return self.embeddings[index]
+
+    def embed(self, request: EmbedRequest) -> FakeEmbedding:
+        self._admit(request.model_id)
+        embedding = FakeEmbedding(request, held=self.embeddings_held)
+        with self._cond:
+            self.embeddings.append(embedding)
+            self._cond.notify_all()
+        return embedding
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         if self.raises:
