@@ -8,10 +8,11 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 
-from tests.daemon import ROOT, Daemon
+from tests.daemon import MODELS, ROOT, Daemon, demo_config
 
 PYTHON = ROOT / "tests" / "python" / "client.py"
 NODE = ROOT / "tests" / "node" / "client.mjs"
@@ -32,6 +33,14 @@ def run(command: list[str], daemon: Daemon) -> Problems:
         problems[told["section"]] = told["problem"]
     problems["warnings"] = done.stderr or None
     return problems
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """With a model for embeddings, too."""
+    vectors = f"  - {{id: demo-vectors, path: {MODELS}/demo-stories.gguf, n_ctx: 1024, pooling: mean}}\n"
+    with Daemon(demo_config(tmp_path_factory.mktemp("daemon"), vectors)) as daemon:
+        yield daemon
 
 
 @pytest.fixture(scope="module")

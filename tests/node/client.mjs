@@ -7,7 +7,7 @@ import OpenAI from "openai";
 import { zodResponseFormat } from "openai/helpers/zod";
 import { z } from "zod";
 
-const [STORIES, CALC] = ["demo-stories", "demo-calc"]; // the first is loaded
+const [STORIES, CALC, VECTORS] = ["demo-stories", "demo-calc", "demo-vectors"]; // the first is loaded
 const STORY = [{ role: "user", content: "Tell me a story." }];
 const ONCE = "Once upon a time";
 
@@ -318,6 +318,39 @@ section("leaving_early", async () => {
     for await (const _ of stream) break; // which aborts the request
   }
   assert.ok((await complete({ max_tokens: 5 })).choices[0].text);
+});
+
+async function switchTo(modelId) {
+  const { op_id } = await client.post("/../switch", { body: { model_id: modelId } });
+  for (;;) {
+    const { state } = await client.get(`/../ops/${op_id}`);
+    if (state !== "queued" && state !== "running") return assert.equal(state, "succeeded");
+  }
+}
+
+// Last: it loads another model for a while.
+section("embeddings", async () => {
+  const close = (some, others) => some.length === others.length && some.every((x, i) => Math.abs(x - others[i]) < 1e-4);
+  const embed = (asked) => client.embeddings.create({ model: VECTORS, ...asked });
+  const generating = await embed({ model: STORIES, input: ONCE }).catch((error) => error);
+  assert.deepEqual([generating.status, generating.code, generating.param], [400, "invalid_request", "model"]);
+  await switchTo(VECTORS);
+  try {
+    const packed = await embed({ input: [ONCE, "the end"] });
+    assert.deepEqual([packed.object, packed.model], ["list", VECTORS]);
+    assert.deepEqual(packed.data.map((item) => item.index), [0, 1]);
+    assert.equal(packed.usage.total_tokens, packed.usage.prompt_tokens);
+    const plain = (await embed({ input: ONCE, encoding_format: "float" })).data[0].embedding;
+    assert.ok(close(packed.data[0].embedding, plain));
+    assert.ok(Math.abs(Math.hypot(...plain) - 1) < 1e-5);
+    const ids = await embed({ input: await tokensOf(ONCE), dimensions: 16 });
+    const beginning = Math.hypot(...plain.slice(0, 16));
+    assert.ok(close(ids.data[0].embedding, plain.slice(0, 16).map((x) => x / beginning)));
+    const long = await embed({ input: ["a", "word ".repeat(5000)] }).catch((error) => error);
+    assert.deepEqual([long.status, long.code, long.param], [400, "context_length_exceeded", "input"]);
+  } finally {
+    await switchTo(STORIES);
+  }
 });
 
 for (const [name, run] of sections) {

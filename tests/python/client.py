@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import sys
 import traceback
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import openai
 from openai import AsyncOpenAI, OpenAI
 from pydantic import BaseModel, Field
 
-STORIES, CALC = "demo-stories", "demo-calc"  # the first is loaded
+STORIES, CALC, VECTORS = "demo-stories", "demo-calc", "demo-vectors"  # the first is loaded
 STORY: list[Any] = [{"role": "user", "content": "Tell me a story."}]
 ONCE = "Once upon a time"
 
@@ -402,6 +403,43 @@ def leaving_early(client: OpenAI) -> None:
         with client.completions.create(model=STORIES, prompt=ONCE, stream=True, extra_body=extra) as stream:
             next(iter(stream))
     assert client.completions.create(model=STORIES, prompt=ONCE, max_tokens=5).choices[0].text
+
+
+def switch(client: OpenAI, model_id: str) -> None:
+    told: Any = client.post("/../switch", body={"model_id": model_id}, cast_to=object)
+    op: Any = told
+    while op["state"] in ("queued", "running"):
+        op = client.get(f"/../ops/{told['op_id']}", cast_to=object)
+    assert op["state"] == "succeeded", op
+
+
+@section
+def embeddings(client: OpenAI) -> None:
+    """Last: it loads another model for a while."""
+
+    def refused(model: str, value: str | list[str]) -> tuple[str | None, str | None]:
+        try:
+            client.embeddings.create(model=model, input=value)
+        except openai.BadRequestError as refusal:
+            return refusal.code, refusal.param
+        raise AssertionError(f"{value!r:.80} was not refused")
+
+    assert refused(STORIES, ONCE) == ("invalid_request", "model")
+    switch(client, VECTORS)
+    try:
+        packed = client.embeddings.create(model=VECTORS, input=[ONCE, "the end"])
+        assert (packed.object, packed.model) == ("list", VECTORS)
+        assert [(item.object, item.index) for item in packed.data] == [("embedding", 0), ("embedding", 1)]
+        assert packed.usage.total_tokens == packed.usage.prompt_tokens > 2
+        plain = client.embeddings.create(model=VECTORS, input=ONCE, encoding_format="float").data[0].embedding
+        assert all(abs(a - b) < 1e-4 for a, b in zip(packed.data[0].embedding, plain, strict=True))
+        assert abs(math.hypot(*plain) - 1) < 1e-5
+        ids = client.embeddings.create(model=VECTORS, input=tokens_of(client, ONCE), dimensions=16)
+        beginning = math.hypot(*plain[:16])
+        assert all(abs(a - b / beginning) < 1e-4 for a, b in zip(ids.data[0].embedding, plain[:16], strict=True))
+        assert refused(VECTORS, ["a", "word " * 5000]) == ("context_length_exceeded", "input")
+    finally:
+        switch(client, STORIES)
 
 
 def main(url: str) -> int:
