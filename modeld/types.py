@@ -235,7 +235,7 @@ class GenerateRequest:
     max_tokens: int | None = None  # None: what is left of the slot's context; 0 only with echo
     stop: tuple[str, ...] = ()
     sampling: SamplingParams = SamplingParams()
-    json_schema: JsonSchema | None = None  # becomes sampling.grammar before the request is queued
+    json_schema: JsonSchema | None = None  # instead of sampling.grammar
     cache_prompt: bool = True  # take over cells of others with the same beginning, and leave one's own
     echo: bool = False  # the prompt comes before the answer, with its logprobs when those are asked for
     n_top_logprobs: int | None = None  # the likeliest tokens beside each sampled one; None: no logprobs at all

@@ -11,7 +11,7 @@ from array import array
 from collections.abc import Sequence
 
 from modeld.errors import InvalidRequest, OpCancelled
-from modeld.llm.adapter import NO_TOKEN, DecodeAborted, DecodeInvalid, LoadProgress, Sampler, Scored, Span
+from modeld.llm.adapter import NO_TOKEN, Constraint, DecodeAborted, DecodeInvalid, LoadProgress, Sampler, Scored, Span
 from modeld.types import ChatMessage, LoadedModel, ModelSpec, SamplingParams, Step, TokenLogprob
 
 N_VOCAB = 300
@@ -19,8 +19,9 @@ EOG = 256  # tokens 0..255 are bytes
 
 
 class FakeSampler:
-    def __init__(self, runtime: FakeRuntime) -> None:
+    def __init__(self, runtime: FakeRuntime, constraint: Constraint | None) -> None:
         self.runtime = runtime
+        self.constraint = constraint
         self.closed = False
         self.n_sampled = 0
         runtime.open_samplers += 1
@@ -131,8 +132,8 @@ class FakeRuntime:
             cells.extend(span.tokens)
             assert len(cells) <= self.n_ctx_slot
 
-    def sampler(self, params: SamplingParams, seed: int, history: Sequence[int]) -> Sampler:
-        return FakeSampler(self)
+    def sampler(self, params: SamplingParams, seed: int, history: Sequence[int], constraint: Constraint | None = None) -> Sampler:
+        return FakeSampler(self, constraint)
 
     def sample(self, wanted: Sequence[tuple[Sampler, int]]) -> list[int]:
         tokens = []
@@ -142,8 +143,18 @@ class FakeRuntime:
             assert span.output
             assert not sampler.closed
             n, sampler.n_sampled = sampler.n_sampled, sampler.n_sampled + 1
-            tokens.append(self.script[n % len(self.script)] if self.endless or n < len(self.script) else EOG)
+            token = self.script[n % len(self.script)] if self.endless or n < len(self.script) else EOG
+            tokens.append(token if sampler.constraint is None else self._constrained(token, sampler.constraint))
         return tokens
+
+    def _constrained(self, token: int, constraint: Constraint) -> int:
+        """The token if it is allowed, else the first that is."""
+        if not (constraint.may_end if token == EOG else constraint.allows(bytes([token]))):
+            first = next((byte for byte in range(256) if constraint.allows(bytes([byte]))), NO_TOKEN)
+            token = EOG if constraint.may_end else first
+        if token not in (EOG, NO_TOKEN):
+            constraint.accept(bytes([token]))
+        return token
 
     def logprobs(self, wanted: Sequence[Scored]) -> list[TokenLogprob]:
         """Of token t: -t. The likeliest tokens are 0, 1, 2, ..."""
@@ -207,9 +218,8 @@ class FakeRuntime:
         if any(not 0 <= token < N_VOCAB for token in tokens):
             raise InvalidRequest("token outside the vocabulary")
 
-    def prepare(self, params: SamplingParams) -> None:
-        if params.grammar is not None and "root ::=" not in params.grammar:
-            raise InvalidRequest("no root", param="grammar")
+    def prepare(self, params: SamplingParams, *, constrained: bool = False) -> None:
+        pass
 
     def render_chat(self, messages: Sequence[ChatMessage]) -> str:
         return "".join(message.content for message in messages)

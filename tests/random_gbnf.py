@@ -13,15 +13,57 @@ MANY = 4  # what an unbounded repetition comes to, at most
 DEEP = 40
 
 
-def walk(grammar: str, chance: random.Random) -> str:
-    """One document of `grammar`, as the converter writes it: a rule a line."""
+def walk(grammar: str, chance: random.Random, *, deep: int = DEEP) -> str:
+    """One document of `grammar`, as the converter writes it: a rule a line. From `deep` on the shortest way is taken."""
     rules = {}
     for line in grammar.splitlines():
         name, _, body = line.partition(" ::= ")
         items = [match.groups() for match in _TOKENS.finditer(body)]
         rules[name], rest = _alternates(items)
         assert not rest, line
-    return "".join(_Walk(rules, chance).rule("root", 0))
+    return "".join(_Walk(rules, chance, deep).rule("root", 0))
+
+
+def random_grammar(chance: random.Random) -> str:
+    """A grammar of a few rules over a small alphabet, which a text can come to the end of; a rule a line.
+
+    No rule begins with itself: each alternate begins with a character, or with a rule further down.
+    """
+    n = chance.randint(1, 5)
+    lines = []
+    for i in range(n):
+        name = "root" if i == 0 else f"r{i}"
+        alternates = [_random_sequence(chance, i, n, 2) for _ in range(chance.randint(1, 3))]
+        if chance.random() < 0.2:
+            alternates.append('""')
+        lines.append(f"{name} ::= {' | '.join([_random_text(chance), *alternates])}")
+    return "\n".join(lines) + "\n"
+
+
+def _random_sequence(chance: random.Random, i: int, n: int, depth: int) -> str:
+    first = f"r{chance.randint(i + 1, n - 1)}" if i + 1 < n and chance.random() < 0.4 else _random_text(chance)
+    items = [first] if chance.random() < 0.8 or not first.startswith("r") else [first, _random_text(chance)]
+    n_refs = 0
+    for _ in range(chance.randint(0, 3)):
+        kind = chance.random()
+        if kind < 0.35:
+            item = _random_text(chance)
+        elif kind < 0.6 and first.startswith(('"', "[")) and n_refs < 1:
+            name = chance.randrange(n)
+            items.append("root" if name == 0 else f"r{name}")
+            n_refs += 1
+            continue
+        elif kind < 0.8 and depth:
+            inner = " | ".join(_random_sequence(chance, n, n, depth - 1) for _ in range(chance.randint(1, 2)))
+            item = f"({inner})"
+        else:
+            item = _random_text(chance)
+        items.append(item + chance.choice(["", "", "", "?", "*", "+", "{2}", "{1,3}", "{0,2}"]))
+    return " ".join(items)
+
+
+def _random_text(chance: random.Random) -> str:
+    return chance.choice(['"a"', '"b"', '"ab"', '" "', "[a-c]", "[0-9]", '"é"', "[à-ü]", "[ -~]", '"the"', "[日-本]", r'"\"\n"'])
 
 
 def _alternates(items: list[Any]) -> tuple[list[Any], list[Any]]:
@@ -79,8 +121,8 @@ def _ranges(text: str) -> list[tuple[int, int]]:
 
 
 class _Walk:
-    def __init__(self, rules: dict[str, Any], chance: random.Random) -> None:
-        self._rules, self._chance = rules, chance
+    def __init__(self, rules: dict[str, Any], chance: random.Random, deep: int) -> None:
+        self._rules, self._chance, self._deep = rules, chance, deep
         self._height: dict[str, float] = dict.fromkeys(rules, float("inf"))
         changed = True
         while changed:
@@ -104,7 +146,7 @@ class _Walk:
         return self._choose(self._rules[name], depth + 1)
 
     def _choose(self, alternates: list[Any], depth: int) -> list[str]:
-        if depth > DEEP:
+        if depth > self._deep:
             items = min(alternates, key=self._of)
         else:
             items = self._chance.choice([items for items in alternates if self._of(items) < float("inf")])
@@ -120,5 +162,5 @@ class _Walk:
         if item[0] == "group":
             return self._choose(item[1], depth)
         _, inner, low, high = item
-        times = low if depth > DEEP else self._chance.choice([low, high, self._chance.randint(low, high)])
+        times = low if depth > self._deep else self._chance.choice([low, high, self._chance.randint(low, high)])
         return [text for _ in range(times) for text in self._item(inner, depth)]

@@ -210,7 +210,7 @@ class Engine:
         while (placed := self._scheduler.place()) is not None:
             self._take_over(placed)
             placed.sequence.sampler = self._runtime.sampler(
-                placed.sequence.sampling, placed.sequence.seed, placed.sequence.tokens
+                placed.sequence.sampling, placed.sequence.seed, placed.sequence.tokens, placed.sequence.constraint
             )
         while (move := self._scheduler.next_move()) is not None:
             if move.rescue is not None:

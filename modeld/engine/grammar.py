@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import NoReturn
 from urllib.parse import unquote
 
-from modeld.engine.gbnf import check_gbnf
+from modeld.engine.gbnf import parse_gbnf
 from modeld.errors import InvalidRequest
 from modeld.types import JsonSchema
 
@@ -64,7 +64,7 @@ def gbnf_of(schema: JsonSchema) -> str:
     root = converter.rule(schema.value, "", 0)
     text = converter.text(root)
     try:
-        check_gbnf(text, max_bytes=MAX_GRAMMAR_BYTES)
+        parse_gbnf(text, max_bytes=MAX_GRAMMAR_BYTES)
     except InvalidRequest as error:
         why = f"{schema.param}: no grammar can be made of the schema: {error.message.rpartition('used: ')[2]}"
         raise InvalidRequest(why, param=schema.param) from None

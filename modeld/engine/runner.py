@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import secrets
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
+from modeld.engine.constraint import CompiledGrammar
 from modeld.engine.embedding import EmbeddingEngine
 from modeld.engine.engine import Engine
-from modeld.engine.gbnf import check_gbnf
-from modeld.engine.grammar import gbnf_of
+from modeld.engine.gbnf import MAX_BYTES
+from modeld.engine.grammar import MAX_GRAMMAR_BYTES, gbnf_of
 from modeld.engine.inputs import check_embeddable, input_tokens, tokenized
 from modeld.engine.sequence import Sequence as TokenSequence
 from modeld.engine.stream import TokenStream
@@ -22,6 +24,7 @@ from modeld.llm.adapter import LoadProgress, Runtime
 from modeld.types import ChatMessage, EmbedRequest, GenerateRequest, Load, LoadedModel, ModelSpec, Prompt, Step
 
 T = TypeVar("T")
+N_GRAMMARS_KEPT = 8
 
 
 class EngineRunner:
@@ -38,6 +41,9 @@ class EngineRunner:
     ) -> None:
         """Load and warm up. Raises LoadFailed or OpCancelled with everything freed again."""
         self.spec = spec
+        self._grammars_lock = threading.Lock()
+        # Guards _grammars, which the tokenize threads share. Not held while one is made.
+        self._grammars: OrderedDict[tuple[str, str], CompiledGrammar] = OrderedDict()  # by text and parameter
         self._runtime = load_runtime(spec, on_progress)
         try:
             if not on_progress(Step.WARMUP, 0):
@@ -131,11 +137,8 @@ class EngineRunner:
     def _sequences(self, request: GenerateRequest) -> list[TokenSequence]:
         """All choices, in their order."""
         sampling = request.sampling
-        if request.json_schema is not None:
-            sampling = dataclasses.replace(sampling, grammar=gbnf_of(request.json_schema))
-        elif sampling.grammar is not None:
-            check_gbnf(sampling.grammar)
-        self._runtime.prepare(sampling)
+        grammar = self._grammar(request)
+        self._runtime.prepare(sampling, constrained=grammar is not None)
         seed = sampling.seed if sampling.seed is not None else self.spec.seed
         if seed is None:
             seed = secrets.randbits(32)
@@ -159,10 +162,30 @@ class EngineRunner:
                     echo=echo,
                     n_top_logprobs=request.n_top_logprobs,
                     siblings=siblings,
+                    constraint=None if grammar is None else grammar.begin(),
                 )
                 for i in range(request.n)
             ]
         return sequences
+
+    def _grammar(self, request: GenerateRequest) -> CompiledGrammar | None:
+        """What the answers are to follow."""
+        if request.json_schema is not None:
+            return self._compiled(gbnf_of(request.json_schema), request.json_schema.param, MAX_GRAMMAR_BYTES)
+        if request.sampling.grammar is not None:
+            return self._compiled(request.sampling.grammar, "grammar", MAX_BYTES)
+        return None
+
+    def _compiled(self, text: str, param: str, max_bytes: int) -> CompiledGrammar:
+        with self._grammars_lock:
+            grammar = self._grammars.pop((text, param), None)
+        if grammar is None:
+            grammar = CompiledGrammar(text, max_bytes=max_bytes, param=param)
+        with self._grammars_lock:
+            self._grammars[text, param] = grammar
+            if len(self._grammars) > N_GRAMMARS_KEPT:
+                self._grammars.popitem(last=False)
+        return grammar
 
     def _tokens(self, prompt: Prompt) -> list[int]:
         """The prompt's tokens, at least one."""

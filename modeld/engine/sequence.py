@@ -8,8 +8,8 @@ from collections.abc import Iterable
 
 from modeld.engine.stream import TokenStream
 from modeld.engine.text import TextAssembler
-from modeld.llm.adapter import Sampler
-from modeld.types import Chunk, Finished, SamplingParams, TokenLogprob, Usage
+from modeld.llm.adapter import Constraint, Sampler
+from modeld.types import Chunk, Failed, Finished, SamplingParams, TokenLogprob, Usage
 
 
 class Sequence:
@@ -32,9 +32,10 @@ class Sequence:
         echo: str | None = None,
         n_top_logprobs: int | None = None,
         siblings: object = None,
+        constraint: Constraint | None = None,
     ) -> None:
         """`tokens`: the prompt, at least one. `limit`: tokens to generate at most, 0 with echo alone. `echo`: text that comes
-        first. `siblings`: the same object for all answers to one prompt."""
+        first. `siblings`: the same object for all answers to one prompt. `constraint`: its own, at its start."""
         # 4 bytes a token, while it waits and while it runs: a list has 8 and mostly an int object of 32.
         self.tokens = array("i", tokens)
         self.n_prompt = len(self.tokens)
@@ -44,6 +45,7 @@ class Sequence:
         self.siblings = siblings
         self.sampling = sampling
         self.seed = seed
+        self.constraint = constraint
         self.n_top_logprobs = n_top_logprobs
         self.scores_prompt = echo is not None and n_top_logprobs is not None
         self.stream: TokenStream  # set by the engine before anybody else sees the sequence, like the next one
@@ -105,6 +107,8 @@ class Sequence:
         An EOG token counts as generated, as in llama-server's usage.
         """
         self.tokens.append(token)
+        if self.constraint is not None and self.constraint.problem is not None:
+            return self._chunk(self._text.flush(), Failed(self.constraint.problem))
         if piece is None:
             return self._chunk(self._text.flush(), Finished("stop", self.usage))
         n_before = self._n_shown + self._text.n_held
@@ -118,7 +122,7 @@ class Sequence:
             return self._chunk(text + self._text.flush(), Finished("length", self.usage))
         return self._chunk(text, None)
 
-    def _chunk(self, text: str, end: Finished | None, *, cut: bool = False) -> Chunk:
+    def _chunk(self, text: str, end: Finished | Failed | None, *, cut: bool = False) -> Chunk:
         """`cut`: a stop string took away what would follow the text."""
         self._n_shown += len(text)
         logprobs: list[TokenLogprob] = []

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from modeld.errors import ModeldError
 from modeld.types import ChatMessage, LoadedModel, SamplingParams, Step, TokenLogprob
 
 LoadProgress = Callable[[Step, int], bool]
@@ -41,6 +42,54 @@ class Scored:
     n_top: int  # how many of the likeliest tokens are wanted beside it
 
 
+NON_ASCII = 1 << 128  # in PieceTree.needs: characters above U+007F
+BROKEN = 1 << 129  # bytes that are no whole characters
+
+
+class PieceTree(Protocol):
+    """The pieces of a vocabulary in the order of their bytes, so that those that begin alike stand together. Never changed.
+
+    EOG tokens are not in it.
+    """
+
+    texts: list[bytes]
+    tokens: array[int]  # of each text
+    others: array[int]  # tokens without bytes, which are in no other place here (control tokens)
+    shared: array[int]  # bytes that it shares with the one before; 0 for the first, and one more 0 behind the last
+    shorter: array[int]  # the next index whose `shared` is less
+    ends: array[int]  # the next index that does not begin with this text
+    needs: list[int]  # what those before `ends` have beyond this text: a bit for each character of ASCII, NON_ASCII, BROKEN
+    heights: array[int]  # how many characters of that the longest has
+    longest: int  # bytes of the longest text
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which tokens of a PieceTree may come: those in `tokens` (ascending), or all others."""
+
+    tokens: array[int]
+    are_allowed: bool
+
+
+class Constraint(Protocol):
+    """How far one answer has come in what it must follow. Engine thread only."""
+
+    problem: ModeldError | None
+    """Why it had to be given up; then it allows nothing any more."""
+
+    @property
+    def may_end(self) -> bool: ...
+
+    def allows(self, piece: bytes) -> bool:
+        """Whether the piece may come next; never for an empty one."""
+
+    def accept(self, piece: bytes) -> None:
+        """Go on behind a piece that is allowed."""
+
+    def selection(self, pieces: PieceTree) -> Selection:
+        """All that may come next; of use until the next accept."""
+
+
 class Sampler(Protocol):
     """One request's sampler chain. Engine thread only."""
 
@@ -70,13 +119,16 @@ class Runtime(Protocol):
         Raises NoKvRoom (memory unchanged), DecodeAborted (part of it may stay: ask n_past) or DecodeFatal (close me).
         """
 
-    def sampler(self, params: SamplingParams, seed: int, history: Sequence[int]) -> Sampler:
-        """A new chain; `history` are the prompt's tokens, which the penalties look back on."""
+    def sampler(self, params: SamplingParams, seed: int, history: Sequence[int], constraint: Constraint | None = None) -> Sampler:
+        """A new chain; `history` are the prompt's tokens, which the penalties look back on.
+
+        With a constraint every token is one that it allows, and accepted by it; prepare() was called with `constrained`.
+        """
 
     def sample(self, wanted: Sequence[tuple[Sampler, int]]) -> list[int]:
         """A token for each (chain, index into the spans of the last decode, whose `output` was True).
 
-        NO_TOKEN where a grammar leaves none: the sequence ends as by EOG, and its chain is not asked again.
+        NO_TOKEN where a constraint leaves none or has a problem: the sequence ends, and its chain is not asked again.
         """
 
     def logprobs(self, wanted: Sequence[Scored]) -> list[TokenLogprob]:
@@ -123,12 +175,8 @@ class Runtime(Protocol):
 
     def detokenize(self, tokens: Sequence[int]) -> bytes: ...
 
-    def prepare(self, params: SamplingParams) -> None:
-        """Look up what a chain for these will need.
-
-        Raises InvalidRequest for a token outside the vocabulary, and for a grammar (checked by engine.gbnf) that libllama
-        does not take.
-        """
+    def prepare(self, params: SamplingParams, *, constrained: bool = False) -> None:
+        """Look up what a chain for these will need. Raises InvalidRequest for a token outside the vocabulary."""
 
     def check_tokens(self, tokens: Sequence[int]) -> None:
         """Raises InvalidRequest for token ids of a prompt that are outside the vocabulary."""

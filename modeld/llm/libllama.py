@@ -313,7 +313,6 @@ SIGNATURES: tuple[Function, ...] = (
     Function("struct llama_sampler * llama_sampler_init_min_p(float p, size_t min_keep)", sampler_p, (c_float, c_size_t)),
     Function("struct llama_sampler * llama_sampler_init_typical(float p, size_t min_keep)", sampler_p, (c_float, c_size_t)),
     Function("struct llama_sampler * llama_sampler_init_temp(float t)", sampler_p, (c_float,)),
-    Function("struct llama_sampler * llama_sampler_init_grammar(const struct llama_vocab * vocab, const char * grammar_str, const char * grammar_root)", sampler_p, (vocab_p, c_char_p, c_char_p)),
     Function("struct llama_sampler * llama_sampler_init_penalties(int32_t n_vocab, int32_t penalty_last_n, float penalty_repeat, float penalty_freq, float penalty_present)", sampler_p, (c_int32, c_int32, c_float, c_float, c_float)),
     Function("struct llama_sampler * llama_sampler_init_logit_bias(int32_t n_vocab, int32_t n_logit_bias, const llama_logit_bias * logit_bias)", sampler_p, (c_int32, c_int32, POINTER(llama_logit_bias))),
     Function("llama_token llama_sampler_sample(struct llama_sampler * smpl, struct llama_context * ctx, int32_t idx)", c_int32, (sampler_p, context_p, c_int32)),

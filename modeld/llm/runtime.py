@@ -7,12 +7,11 @@ import time
 from array import array
 from collections.abc import Sequence
 
-from modeld.llm.adapter import NO_TOKEN, LoadProgress, Sampler, Scored, Span
+from modeld.llm.adapter import NO_TOKEN, Constraint, LoadProgress, Sampler, Scored, Span
 from modeld.llm.backend import Backend, backend
 from modeld.llm.candidates import Candidates
 from modeld.llm.chat import ChatTemplate
 from modeld.llm.context import Context
-from modeld.llm.grammar import GrammarSampler
 from modeld.llm.likelihoods import Likelihoods
 from modeld.llm.model import Model
 from modeld.llm.sampler import SamplerChain
@@ -103,7 +102,7 @@ class LlamaRuntime:
     def decode(self, spans: Sequence[Span]) -> None:
         self._context.decode(spans)
 
-    def sampler(self, params: SamplingParams, seed: int, history: Sequence[int]) -> Sampler:
+    def sampler(self, params: SamplingParams, seed: int, history: Sequence[int], constraint: Constraint | None = None) -> Sampler:
         return SamplerChain(
             self._lib,
             self._vocab,
@@ -111,6 +110,7 @@ class LlamaRuntime:
             seed=seed,
             n_ctx_slot=self.n_ctx_slot,
             history=history,
+            constraint=constraint,
             candidates=self._all_candidates,
         )
 
@@ -186,13 +186,14 @@ class LlamaRuntime:
     def render_chat(self, messages: Sequence[ChatMessage]) -> str:
         return self._chat.render(messages)
 
-    def prepare(self, params: SamplingParams) -> None:
+    def prepare(self, params: SamplingParams, *, constrained: bool = False) -> None:
         """Check what the request names in the vocabulary, and look up what its chain will need."""
         self._vocab.check([token for token, _ in params.logit_bias], "logit_bias")
         if params.ignore_eos:
             self._vocab.eog_tokens()
-        if params.grammar:
-            GrammarSampler(self._lib, self._vocab, params.grammar).close()  # so that the engine thread's own will succeed
+        if constrained:
+            self._vocab.sorted_pieces()
+            self._vocab.eog_tokens()
 
     def check_tokens(self, tokens: Sequence[int]) -> None:
         self._vocab.check(tokens, "prompt")

@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from modeld.llm import libllama as C
+from modeld.llm.adapter import Constraint
 from modeld.llm.candidates import Candidates
-from modeld.llm.grammar import GrammarGuard
+from modeld.llm.grammar import ConstrainedSampler
 from modeld.llm.handles import Handle
 from modeld.llm.libllama import Library
 from modeld.llm.vocab import Vocab
@@ -41,16 +42,17 @@ class SamplerChain(Handle):
         seed: int,
         n_ctx_slot: int,
         history: Sequence[int],
+        constraint: Constraint | None = None,
         candidates: Callable[[], Candidates] | None = None,
     ) -> None:
         """`history`: the prompt's tokens; the penalties look back on the last repeat_last_n of them, as llama-server's do.
 
-        `candidates` is needed, and asked, only when there is a grammar.
+        `candidates` is needed, and asked, only when there is a constraint.
         """
         chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
         super().__init__(chain, lib.llama_sampler_free)
         self._lib = lib
-        self._guard: GrammarGuard | None = None
+        self._constrained: ConstrainedSampler | None = None
         add = lib.llama_sampler_chain_add
 
         biases = list(params.logit_bias)
@@ -87,24 +89,14 @@ class SamplerChain(Handle):
             for token in history[-last_n:]:
                 lib.llama_sampler_accept(self, token)
 
-        if params.grammar:
+        if constraint is not None:
             assert candidates is not None
             forbidden = frozenset(token for token, bias in biases if bias == -math.inf)
-            try:
-                self._guard = GrammarGuard(lib, vocab, params.grammar, candidates(), forbidden=forbidden, accepts=penalizes)
-            except BaseException:
-                self.close()
-                raise
+            self._constrained = ConstrainedSampler(lib, vocab, constraint, candidates(), forbidden=forbidden, accepts=penalizes)
 
     def sample(self, context: Any, row: int) -> int | None:
-        """The next token, accepted; None: a grammar leaves nothing to choose from, and the answer is over."""
-        if self._guard is not None:
-            return self._guard.sample(self, context, row)
+        """The next token, accepted; None: a constraint leaves nothing to choose from, and the answer is over."""
+        if self._constrained is not None:
+            return self._constrained.sample(self, context, row)
         # llama_sampler_sample accepts the token into the chain by itself; a second accept would count it twice.
         return int(self._lib.llama_sampler_sample(self, context, row))
-
-    def close(self) -> None:
-        if self._guard is not None:
-            self._guard.close()
-            self._guard = None
-        super().close()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from modeld.errors import InvalidRequest
 from modeld.llm.libllama import Library
+from modeld.llm.pieces import SortedPieces
 
 if TYPE_CHECKING:
     from modeld.llm.model import Model
@@ -23,9 +24,10 @@ class Vocab:
         self._model = model
         self.n_tokens = int(lib.llama_vocab_n_tokens(self))
         self._pieces: dict[int, bytes | None] = {}  # None: EOG. Filled by the engine thread, item by item
-        self._eog_lock = threading.Lock()  # guards the two below; two tokenize threads may want one at once
+        self._eog_lock = threading.Lock()  # guards the three below; two tokenize threads may want one at once
         self._eog: tuple[int, ...] | None = None
         self._longest_piece: int | None = None
+        self._sorted_pieces: SortedPieces | None = None
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         """Token ids of the text. `add_special`: BOS and the like by the model's own rule. Needs a big stack.
@@ -87,10 +89,22 @@ class Vocab:
     def eog_tokens(self) -> tuple[int, ...]:
         """All EOG tokens, found once: a look at each of 152,000 tokens takes some 50 ms, so not on the engine thread."""
         with self._eog_lock:
-            if self._eog is None:
-                is_eog = self._lib.llama_vocab_is_eog
-                self._eog = tuple(token for token in range(self.n_tokens) if is_eog(self, token))
-            return self._eog
+            return self._found_eog()
+
+    def _found_eog(self) -> tuple[int, ...]:  # _eog_lock held
+        if self._eog is None:
+            is_eog = self._lib.llama_vocab_is_eog
+            self._eog = tuple(token for token in range(self.n_tokens) if is_eog(self, token))
+        return self._eog
+
+    def sorted_pieces(self) -> SortedPieces:
+        """All pieces but those of EOG tokens, made once: a second or so with 152,000 tokens, so not on the engine thread."""
+        with self._eog_lock:
+            if self._sorted_pieces is None:
+                eog = set(self._found_eog())
+                tokens = (token for token in range(self.n_tokens) if token not in eog)
+                self._sorted_pieces = SortedPieces((self.piece(token), token) for token in tokens)
+            return self._sorted_pieces
 
     def longest_piece(self) -> int:
         """Bytes of the longest piece, found once: some 100 ms with 152,000 tokens, so not on the engine thread."""

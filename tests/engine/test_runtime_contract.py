@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from modeld.engine.constraint import CompiledGrammar
 from modeld.errors import InvalidRequest
 from modeld.llm.adapter import NO_TOKEN, DecodeAborted, DecodeInvalid, Runtime, Span
 from modeld.llm.runtime import LlamaRuntime
@@ -80,12 +81,35 @@ def test_the_numbers(runtime: Runtime) -> None:
     assert runtime.n_batch >= runtime.n_slots
 
 
-def test_grammars_are_prepared_and_no_token_ends_a_sequence(runtime: Runtime) -> None:
-    runtime.prepare(SamplingParams(grammar='root ::= "a"'))
-    with pytest.raises(InvalidRequest) as caught:
-        runtime.prepare(SamplingParams(grammar='main ::= "a"'))
-    assert caught.value.param == "grammar"
+def test_a_constraint_is_obeyed_and_ends_the_sequence(runtime: Runtime) -> None:
+    constraint = CompiledGrammar("root ::= [0-9]{3}").begin()
+    params = SamplingParams(temperature=0)
+    runtime.prepare(params, constrained=True)
+    chain = runtime.sampler(params, 0, [65], constraint)
+    text = b""
+    span = Span(0, 0, [65], True)
+    for _ in range(4):
+        runtime.decode([span])
+        (token,) = runtime.sample([(chain, 0)])
+        piece = runtime.piece_or_eog(token)
+        if piece is None:
+            break
+        text += piece
+        span = Span(0, runtime.n_past(0), [token], True)
+    chain.close()
+    assert piece is None
+    assert len(text) == 3
+    assert text.isdigit()
+
+
+def test_nothing_allowed_is_no_token(runtime: Runtime) -> None:
+    params = SamplingParams(temperature=0)
+    runtime.prepare(params, constrained=True)
+    chain = runtime.sampler(params, 0, [65], CompiledGrammar("root ::= [\\uD800]").begin())
+    runtime.decode([Span(0, 0, [65], True)])
+    assert runtime.sample([(chain, 0)]) == [NO_TOKEN]
     assert runtime.piece_or_eog(NO_TOKEN) is None
+    chain.close()
 
 
 def fake_that_embeds() -> FakeRuntime:
