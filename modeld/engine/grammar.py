@@ -21,7 +21,6 @@ MAX_RULES = 3000
 MAX_GRAMMAR_BYTES = 256 * 1024
 MAX_LENGTH = 20_000  # of strings, where minLength and maxLength bound them
 MAX_ITEMS = 1000
-MAX_READINGS = 64
 _CHUNK = 50  # characters of a string that are counted as one
 
 _ANNOTATIONS = frozenset(
@@ -79,7 +78,6 @@ class _Converter:
         self._rules: dict[str, str] = {}
         self._refs: dict[str, str] = {}  # $ref -> its rule
         self._n_subschemas = 0
-        self._n_readings: dict[str, int] = {}  # $ref -> _readings of what it names
 
     def text(self, root: str) -> str:
         """All rules, root first, and those of the base that they lead to."""
@@ -121,54 +119,7 @@ class _Converter:
         if keyword == "allOf" and len(value) != 1:
             self._refuse(at, "is supported with one item only")
         # oneOf as anyOf: what fits two of its schemas would have to be kept out, which no grammar of this kind can say.
-        names = [self.rule(item, f"{at}/{i}", depth + 1) for i, item in enumerate(value)]
-        if keyword != "allOf" and self._begin_alike(value, at):
-            n_readings = self._readings({"anyOf": value}, at, frozenset())
-            if n_readings > MAX_READINGS:
-                self._refuse(at, f"can be read in {n_readings} ways at once, more than {MAX_READINGS}")
-        return self._either(names)
-
-    def _readings(self, schema: object, at: str, active: frozenset[str]) -> int:
-        """In how many ways a document may be read at once, until a later character tells.
-
-        libllama follows them all. With alternatives that begin alike, and that lead back to themselves, they double with each
-        level, and one token takes for ever.
-        """
-        if not isinstance(schema, dict):
-            return 1
-        if (ref := schema.get("$ref")) is not None:
-            if ref in active:
-                self._refuse(at, f"has alternatives that begin alike, and {ref!r} leads back to itself")
-            if ref not in self._n_readings:
-                self._n_readings[ref] = self._readings(self._target(ref, at), at, active | {ref})
-            return self._n_readings[ref]
-        branches = schema.get("anyOf") or schema.get("oneOf")
-        if isinstance(branches, list):
-            inside_each = [self._readings(branch, at, active) for branch in branches]
-            return sum(inside_each) if self._begin_alike(branches, at) else max(inside_each, default=1)
-        inside = [schema.get("items"), *_items(schema.get("prefixItems")), *_items(schema.get("allOf"))]
-        properties = schema.get("properties")
-        inside += properties.values() if isinstance(properties, dict) else ()
-        return max((self._readings(part, at, active) for part in inside), default=1)
-
-    def _begin_alike(self, branches: list[object], at: str) -> bool:
-        """Whether the first character does not tell the branches with parts of their own from each other."""
-        kinds = [self._kinds(branch, at, frozenset()) for branch in branches]
-        return any(sum(kind in some for some in kinds) > 1 for kind in ("object", "array"))
-
-    def _kinds(self, schema: object, at: str, active: frozenset[str]) -> frozenset[str]:
-        """Which of object and array a document may be."""
-        if not isinstance(schema, dict):
-            return frozenset(("object", "array"))
-        ref = schema.get("$ref")
-        if ref is not None:
-            return frozenset() if ref in active else self._kinds(self._target(ref, at), at, active | {ref})
-        branches = [*_items(schema.get("anyOf")), *_items(schema.get("oneOf")), *_items(schema.get("allOf"))]
-        if branches:
-            return frozenset().union(*(self._kinds(branch, at, active) for branch in branches))
-        if "enum" in schema or "const" in schema:
-            return frozenset()  # literals hold no alternatives
-        return frozenset(self._types(schema, at)) & {"object", "array"}
+        return self._either(self.rule(item, f"{at}/{i}", depth + 1) for i, item in enumerate(value))
 
     def _reference(self, ref: object, at: str, depth: int) -> str:
         target = self._target(ref, at)
@@ -320,10 +271,6 @@ class _Converter:
     def _refuse(self, at: str, why: str) -> NoReturn:
         param = self._schema.param
         raise InvalidRequest(f"{param}: {at[:200] or 'the schema'} {why}", param=param)
-
-
-def _items(value: object) -> list[object]:
-    return value if isinstance(value, list) else []
 
 
 def _times(low: int, high: int | None) -> str:
