@@ -1,4 +1,4 @@
-"""What shape must the answer have? `json_schema` and `response_format` -> a JSON schema."""
+"""What shape must the answer have? `grammar`, `json_schema` and `response_format` -> GBNF or a JSON schema."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from modeld.httpapi.fields import Fields, brief, missing, wrong_type
 from modeld.types import JsonSchema
 
 
-def parse_constraint(fields: Fields) -> JsonSchema | None:
-    """The schema that the answer follows. What it says is the engine's to check. Raises InvalidRequest."""
-    if fields.string("grammar"):
-        # libllama follows all readings of a grammar at once, and one that doubles them with each character would hold up every
-        # other request. Schemas become grammars that cannot (engine/grammar.py).
-        raise InvalidRequest("grammar is not supported yet; json_schema and response_format are", param="grammar")
-    schemas = [schema for schema in (_json_schema(fields), _response_format(fields)) if schema is not None]
-    if len(schemas) > 1:
-        raise InvalidRequest("json_schema and response_format contradict each other; give one of them", param="response_format")
-    return schemas[0] if schemas else None
+def parse_constraint(fields: Fields) -> str | JsonSchema | None:
+    """The grammar or the schema that the answer follows; what it says is the engine's to check. Raises InvalidRequest."""
+    given = {
+        "grammar": fields.string("grammar") or None,  # an empty one asks for nothing, as in llama-server
+        "json_schema": _json_schema(fields),
+        "response_format": _response_format(fields),
+    }
+    named = [name for name, value in given.items() if value is not None]
+    if len(named) > 1:
+        raise InvalidRequest(f"{' and '.join(named)} contradict each other; give one of them", param=named[-1])
+    return given[named[0]] if named else None
 
 
 def _json_schema(fields: Fields) -> JsonSchema | None:

@@ -15,7 +15,7 @@ from modeld.errors import InvalidRequest
 from modeld.httpapi.constraint import parse_constraint
 from modeld.httpapi.fields import INT32_MAX, Fields, brief, missing, out_of_range, token_ids, wrong_type
 from modeld.httpapi.strictjson import parse_object
-from modeld.types import ChatMessage, GenerateRequest, Prompt, SamplingParams
+from modeld.types import ChatMessage, GenerateRequest, JsonSchema, Prompt, SamplingParams
 
 MAX_STOPS = 16
 MAX_STOP_CHARS = 1000
@@ -60,7 +60,7 @@ def parse_chat(body: bytes, request_id: str) -> CompletionRequest:
 def _parse(
     fields: Fields, prompts: tuple[Prompt, ...], request_id: str, *, echo: bool = False, n_top_logprobs: int | None
 ) -> CompletionRequest:
-    json_schema = parse_constraint(fields)
+    constraint = parse_constraint(fields)
     return CompletionRequest(
         generate=GenerateRequest(
             request_id=request_id,
@@ -69,8 +69,8 @@ def _parse(
             n=fields.integer("n", 1, MAX_CHOICES) or 1,
             max_tokens=_max_tokens(fields, least=0 if echo else 1),
             stop=_stop(fields),
-            sampling=_sampling(fields),
-            json_schema=json_schema,
+            sampling=_sampling(fields, constraint if isinstance(constraint, str) else None),
+            json_schema=constraint if isinstance(constraint, JsonSchema) else None,
             cache_prompt=fields.boolean("cache_prompt", True),
             echo=echo,
             n_top_logprobs=n_top_logprobs,
@@ -192,7 +192,7 @@ def _stop(fields: Fields) -> tuple[str, ...]:
     return tuple(items)
 
 
-def _sampling(fields: Fields) -> SamplingParams:
+def _sampling(fields: Fields, grammar: str | None) -> SamplingParams:
     default = SamplingParams()
     top_k = fields.integer("top_k", -1, INT32_MAX)
     repeat_last_n = fields.integer("repeat_last_n", -1, INT32_MAX)
@@ -209,6 +209,7 @@ def _sampling(fields: Fields) -> SamplingParams:
         logit_bias=_logit_bias(fields),
         seed=_seed(fields),
         ignore_eos=fields.boolean("ignore_eos", default.ignore_eos),
+        grammar=grammar,
     )
 
 

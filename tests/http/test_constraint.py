@@ -9,7 +9,7 @@ import pytest
 from modeld.errors import InvalidRequest
 from modeld.httpapi.constraint import parse_constraint
 from modeld.httpapi.fields import Fields
-from modeld.httpapi.parameters import parse_chat
+from modeld.httpapi.parameters import parse_chat, parse_completion
 from modeld.types import JsonSchema
 
 SCHEMA = {"type": "object", "properties": {"b": {}, "a": {}}}
@@ -20,6 +20,9 @@ def test_requests_carry_them():
     chat = {"messages": [{"role": "user", "content": "x"}], "response_format": FORMAT}
     generate = parse_chat(json.dumps(chat).encode(), "id").generate
     assert generate.json_schema == JsonSchema(SCHEMA, "response_format.json_schema.schema")
+    assert generate.sampling.grammar is None
+    generate = parse_completion(b'{"prompt": "x", "grammar": "root ::= [a]"}', "id").generate
+    assert (generate.sampling.grammar, generate.json_schema) == ("root ::= [a]", None)
 
 
 @pytest.mark.parametrize(
@@ -27,6 +30,8 @@ def test_requests_carry_them():
     [
         ({}, None),
         ({"grammar": "", "json_schema": None, "response_format": {"type": "text"}}, None),
+        ({"grammar": "root ::= [a]"}, "root ::= [a]"),
+        ({"grammar": "root ::= [a]", "response_format": {"type": "text"}}, "root ::= [a]"),
         ({"json_schema": {}}, JsonSchema({}, "json_schema")),
         ({"response_format": {"type": "json_object"}}, JsonSchema({"type": "object"}, "response_format")),
         ({"response_format": {"type": "json_object", "schema": SCHEMA}}, JsonSchema(SCHEMA, "response_format.schema")),
@@ -53,8 +58,8 @@ def test_what_is_taken(body, wanted):
             {"response_format": {"type": "json_schema", "json_schema": {"schema": {}, "strict": 1}}},
             "response_format.json_schema.strict",
         ),
-        ({"grammar": "x", "response_format": {"type": "json_object"}}, "grammar"),
-        ({"grammar": "root ::= [a]"}, "grammar"),
+        ({"grammar": "x", "response_format": {"type": "json_object"}}, "response_format"),
+        ({"grammar": "x", "json_schema": {}}, "json_schema"),
         ({"json_schema": {}, "response_format": {"type": "json_object"}}, "response_format"),
     ],
 )
