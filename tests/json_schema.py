@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import uuid
 from typing import Any
 
 _TYPES = {
@@ -12,6 +14,14 @@ _TYPES = {
     "null": lambda v: v is None,
     "object": lambda v: isinstance(v, dict),
     "array": lambda v: isinstance(v, list),
+}
+
+
+_FORMATS = {
+    "date": datetime.date.fromisoformat,
+    "time": datetime.time.fromisoformat,
+    "date-time": datetime.datetime.fromisoformat,
+    "uuid": uuid.UUID,
 }
 
 
@@ -39,6 +49,17 @@ def follows(value: Any, schema: Any, root: Any = None) -> str | None:
     problems = [follows(value, item, root) for item in schema.get("allOf", [])]
     if isinstance(value, str) and not schema.get("minLength", 0) <= len(value) <= schema.get("maxLength", len(value)):
         return f"{len(value)} characters"
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        fits = (
+            value >= schema.get("minimum", value)
+            and value <= schema.get("maximum", value)
+            and ("exclusiveMinimum" not in schema or value > schema["exclusiveMinimum"])
+            and ("exclusiveMaximum" not in schema or value < schema["exclusiveMaximum"])
+        )
+        if not fits:
+            return f"{value} is out of range"
+    if isinstance(value, str) and "format" in schema:
+        _FORMATS[schema["format"]](value)
     if isinstance(value, list):
         if not schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", len(value)):
             return f"{len(value)} items"

@@ -8,11 +8,13 @@ so that a model cannot spin in them.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from typing import NoReturn
 from urllib.parse import unquote
 
 from modeld.engine.gbnf import parse_gbnf
+from modeld.engine.integers import LARGEST, integers_between
 from modeld.errors import InvalidRequest
 from modeld.types import JsonSchema
 
@@ -21,17 +23,19 @@ MAX_RULES = 3000
 MAX_GRAMMAR_BYTES = 256 * 1024
 MAX_LENGTH = 20_000  # of strings, where minLength and maxLength bound them
 MAX_ITEMS = 1000
+_FORMATS = ("date", "time", "date-time", "uuid")
 _CHUNK = 50  # characters of a string that are counted as one
 
 _ANNOTATIONS = frozenset(
     "title description default examples $schema $id $comment deprecated readOnly writeOnly strict $defs definitions".split()
 )
+_RANGE = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 _OF_TYPE: Mapping[str, tuple[str, ...]] = {
     "object": ("properties", "required", "additionalProperties"),
     "array": ("items", "prefixItems", "minItems", "maxItems"),
-    "string": ("minLength", "maxLength"),
-    "number": (),
-    "integer": (),
+    "string": ("minLength", "maxLength", "format"),
+    "number": _RANGE,
+    "integer": _RANGE,
     "boolean": (),
     "null": (),
 }
@@ -48,6 +52,17 @@ _BASE = {
     "string": r'"\"" char* "\""',
     "integer": '"-"? ("0" | [1-9] [0-9]{0,15})',
     "number": 'integer ("." [0-9]{1,16})? ([eE] [-+]? [0-9]{1,2})?',
+    "date": r'"\"" day "\""',
+    "day": '[12] [0-9]{3} "-" (("0" [13578] | "1" [02]) "-" (upto28 | "29" | "30" | "31") | '
+    '("0" [469] | "11") "-" (upto28 | "29" | "30") | "02-" upto28)',
+    "upto28": '"0" [1-9] | "1" [0-9] | "2" [0-8]',
+    "time": r'"\"" clock "\""',
+    "clock": 'hour ":" sixty ":" sixty ("." [0-9]{1,6})? ("Z" | [-+] hour ":" sixty)',
+    "hour": '[01] [0-9] | "2" [0-3]',
+    "sixty": "[0-5] [0-9]",
+    "date-time": r'"\"" day "T" clock "\""',
+    "uuid": r'"\"" lower{8} ("-" lower{4}){3} "-" lower{12} "\""',
+    "lower": "[0-9a-f]",
     "boolean": '"true" | "false"',
     "null": '"null"',
     "object": r'"{" ws (member ("," ws member)*)? "}"',
@@ -168,11 +183,35 @@ class _Converter:
     def _one_type(self, name: str, schema: Mapping[str, object], at: str, depth: int) -> str:
         if not any(keyword in schema for keyword in _OF_TYPE[name]):
             return name  # the rule of the base
+        if name == "number":
+            keyword = next(keyword for keyword in _RANGE if keyword in schema)
+            self._refuse(f"{at}/{keyword}", "is supported beside type integer only")
+        if name == "integer":
+            return self._integer(schema, at)
         if name == "object":
             return self._object(schema, at, depth)
         return self._array(schema, at, depth) if name == "array" else self._string(schema, at)
 
+    def _integer(self, schema: Mapping[str, object], at: str) -> str:
+        low, high = -LARGEST, LARGEST
+        for keyword in _RANGE:
+            value = schema.get(keyword, 0)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+                self._refuse(f"{at}/{keyword}", "must be a number")
+            if keyword not in schema:
+                continue
+            beyond = keyword.startswith("exclusive")
+            if keyword.endswith("inimum"):
+                low = max(low, math.floor(value) + 1 if beyond else math.ceil(value))
+            else:
+                high = min(high, math.ceil(value) - 1 if beyond else math.floor(value))
+        if low > high:
+            self._refuse(at, f"allows no integer of at most {len(str(LARGEST))} digits")
+        return self._new(integers_between(low, high))
+
     def _string(self, schema: Mapping[str, object], at: str) -> str:
+        if "format" in schema:
+            return self._format(schema, at)
         low, high = self._bounds(schema, at, "minLength", "maxLength", MAX_LENGTH)
         q, r = divmod(low, _CHUNK)
         body = f"chunk{{{q}}} char{{{r}}}" if q else f"char{{{low}}}" if low else ""
@@ -185,6 +224,16 @@ class _Converter:
         elif high > low:
             body += f" char{{0,{high - low}}}"
         return self._new(rf'"\"" {body} "\""')
+
+    def _format(self, schema: Mapping[str, object], at: str) -> str:
+        """One of the base's rules. 29 February and years before 1000 are not made."""
+        value = schema["format"]
+        if value not in _FORMATS:
+            self._refuse(f"{at}/format", f"must be one of {', '.join(_FORMATS)}; others are not supported")
+        for keyword in ("minLength", "maxLength"):
+            if keyword in schema:
+                self._refuse(f"{at}/{keyword}", "is not supported beside format")
+        return str(value)
 
     def _array(self, schema: Mapping[str, object], at: str, depth: int) -> str:
         low, high = self._bounds(schema, at, "minItems", "maxItems", MAX_ITEMS)

@@ -163,7 +163,7 @@ def test_alternatives_that_begin_alike_may_lead_back_to_themselves(daemon: Daemo
 
 
 def test_an_unsupported_keyword_is_named(client: OpenAI):
-    schema: dict[str, object] = {"type": "object", "properties": {"when": {"type": "string", "format": "date"}}}
+    schema: dict[str, object] = {"type": "object", "properties": {"when": {"type": "string", "format": "email"}}}
     with pytest.raises(openai.BadRequestError, match="/properties/when/format") as refused:
         client.chat.completions.create(
             model="demo-stories",

@@ -10,6 +10,7 @@ import pytest
 from modeld.engine.gbnf import parse_gbnf
 from modeld.engine.gbnf_machine import Machine
 from modeld.engine.grammar import gbnf_of
+from modeld.engine.integers import LARGEST, integers_between
 from modeld.errors import InvalidRequest
 from modeld.types import JsonSchema
 from tests.json_schema import follows
@@ -44,6 +45,16 @@ TREE = {"type": "object", "properties": {"left": {"anyOf": [{"$ref": "#"}, {"typ
         {"type": "string", "maxLength": 2_000},
         {"type": "number"},
         {"type": "integer"},
+        {"type": "integer", "minimum": 3},
+        {"type": "integer", "maximum": -3},
+        {"type": "integer", "minimum": -12, "maximum": 1005},
+        {"type": "integer", "exclusiveMinimum": 0, "exclusiveMaximum": 2},
+        {"type": ["integer", "null"], "minimum": 0.5, "maximum": 100.5},
+        {"type": "integer", "minimum": -1e300, "exclusiveMaximum": 1e300},
+        {"type": "string", "format": "date"},
+        {"type": "string", "format": "time"},
+        {"type": "string", "format": "date-time"},
+        {"format": "uuid"},
         {"type": "boolean"},
         {"type": "null"},
         {"type": ["string", "integer", "null"]},
@@ -99,9 +110,15 @@ def test_optional_properties_come_in_all_combinations_in_order():
     ("schema", "where"),
     [
         ({"type": "string", "pattern": "^a"}, "/pattern is a keyword that is not supported"),
-        ({"type": "string", "format": "date"}, "/format "),
-        ({"properties": {"a/b": {"type": "integer", "minimum": 3}}}, "/properties/a~1b/minimum "),
-        ({"items": {"maximum": 3}}, "/items/maximum "),
+        ({"type": "string", "format": "email"}, "/format must be one of date, time, date-time, uuid"),
+        ({"type": "string", "format": ["date"]}, "/format must be one of"),
+        ({"type": "string", "format": "date", "maxLength": 3}, "/maxLength is not supported beside format"),
+        ({"properties": {"a/b": {"type": "number", "minimum": 3}}}, "/properties/a~1b/minimum is supported beside type integer"),
+        ({"items": {"maximum": 3}}, "/items/maximum is supported beside type integer only"),
+        ({"type": "integer", "minimum": 3, "maximum": 2}, "the schema allows no integer"),
+        ({"type": "integer", "minimum": 10**16}, "the schema allows no integer of at most 16 digits"),
+        ({"type": "integer", "minimum": "3"}, "/minimum must be a number"),
+        ({"type": "integer", "maximum": True}, "/maximum must be a number"),
         ({"multipleOf": 2}, "/multipleOf "),
         ({"not": {}}, "/not "),
         ({"if": {}}, "/if "),
@@ -195,3 +212,33 @@ def test_literals_survive():
     for text in ('"', "\\", "\n\t\r\0", "é日\U0001f600", "]-^[", "\x7f\x1f"):
         grammar = gbnf_of(JsonSchema({"const": text}, "p"))
         assert json.loads(walk(grammar, random.Random(1))) == text
+
+
+def test_every_integer_of_a_range_has_a_way_and_no_other():
+    chance = random.Random(1)
+    for _ in range(60):
+        low, high = sorted(chance.choice((-1, 1)) * chance.randint(0, 10 ** chance.randint(0, 3)) for _ in range(2))
+        machine = Machine(parse_gbnf("root ::= " + integers_between(low, high)))
+        for value in {
+            *range(-20, 21),
+            low - 1,
+            low,
+            low + 1,
+            high - 1,
+            high,
+            high + 1,
+            *(chance.randint(-2000, 2000) for _ in range(200)),
+        }:
+            state = machine.start
+            for byte in str(value).encode():
+                state = state[machine.columns[byte]]
+            assert state.may_end == (low <= value <= high), (low, high, value)
+
+
+def test_integers_have_no_leading_zero_and_no_minus_zero():
+    machine = Machine(parse_gbnf("root ::= " + integers_between(-LARGEST, LARGEST)))
+    for text in ("-0", "00", "01", "-01", "1" * 17, "", "-"):
+        state = machine.start
+        for byte in text.encode():
+            state = state[machine.columns[byte]]
+        assert not state.may_end, text
