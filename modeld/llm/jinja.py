@@ -200,6 +200,8 @@ class _Environment(ImmutableSandboxedEnvironment):
         text = getattr(__obj, "__self__", None)
         if isinstance(text, str):
             name = getattr(__obj, "__name__", "")
+            for ours in ("_loop_vars", "_block_vars"):  # Context.call takes them out again; within loops there are some
+                kwargs.pop(ours, None)
             if name == "replace":
                 return _replace(text, *args, **kwargs)
             if name == "join":

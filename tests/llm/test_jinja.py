@@ -142,6 +142,8 @@ def test_what_a_template_objects_to_is_the_clients_to_know(template: str, talk: 
         ("{{ ['a', 1] | join(', ') }}{{ '-'.join(['a', 'b']) }}", "a, 1a-b"),
         ("{{ [{'n': 1}, {'n': 2}] | join('+', attribute='n') }}", "1+2"),
         ("{{ 'aXbX' | replace('X', '.', 1) }}{{ 'aXbX'.replace('X', '') }}", "a.bXab"),
+        ("{% for x in 'ab' %}{{ (x ~ 'X').replace('X', '') }}{{ ','.join([x, x]) }}{% endfor %}", "aa,abb,b"),
+        ("{% block b %}{{ 'aX'.replace('X', '') }}{% endblock %}", "a"),
         ("{{ 'a\n\nb' | indent(2) }}|{{ 'a' | indent(1, true) }}", "a\n\n  b| a"),
         ("{{ nothing }}{{ none }}{{ true }}{{ 1 + 2 * 3 ** 2 % 5 }}", "NoneTrue4"),
         ("{% if tools is defined and tools is not none %}x{% endif %}{{ 'a' if messages is iterable }}", "a"),
