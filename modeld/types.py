@@ -105,6 +105,15 @@ class ModelInfo:
     chat_template: str | None = None  # of the loaded one: jinja | builtin | unsupported
 
 
+class ToolCallFormat(enum.StrEnum):
+    """How a model writes the calls of tools; its chat template tells (`/props`)."""
+
+    HERMES = "hermes"  # <tool_call>{"name": ..., "arguments": {...}}</tool_call>, several; Hermes, Qwen
+    LLAMA3 = "llama3"  # {"name": ..., "parameters": {...}} alone; Llama 3
+    MISTRAL = "mistral"  # [TOOL_CALLS][{"name": ..., "arguments": {...}}, ...]
+    MISTRAL_ARGS = "mistral-args"  # [TOOL_CALLS]name[ARGS]{...}, several; newer ones of Mistral
+
+
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
     """The model that answers, as the library describes it (`/props`, `/v1/models`)."""
@@ -128,6 +137,9 @@ class LoadedModel:
     chat_template_engine: str | None = None  # what renders it: jinja | builtin; None: nothing can
     n_embd: int = 0  # numbers of a vector
     pooling: str | None = None  # none | mean | cls | last: it gives embeddings, made so; None: it generates
+    shows_tools: bool = False  # the template puts a request's tools into the prompt
+    shows_tool_calls: bool = False  # it renders earlier calls and their results
+    tool_call_format: ToolCallFormat | None = None  # None: none of these
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,9 +224,30 @@ class JsonSchema:
 
 
 @dataclass(frozen=True, slots=True)
+class Tool:
+    """A function that the model may call. `parameters` is a JSON schema."""
+
+    name: str
+    description: str
+    parameters: dict[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call in an assistant's earlier message."""
+
+    id: str
+    name: str
+    arguments: dict[str, object] | str  # str: what the model made is no JSON object
+
+
+@dataclass(frozen=True, slots=True)
 class ChatMessage:
-    role: str
-    content: str
+    role: str  # system | user | assistant | tool
+    content: str | None  # None only beside tool_calls
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None  # of role tool: which call this is the result of
+    name: str | None = None
 
 
 Prompt = str | tuple[int, ...] | tuple[ChatMessage, ...]

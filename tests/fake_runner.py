@@ -23,6 +23,7 @@ from modeld.types import (
     OpState,
     Step,
     SwitchOp,
+    Tool,
 )
 
 DEADLINE_S = 20.0  # of every wait; reaching it is a failure
@@ -87,9 +88,9 @@ class FakeRunner:
         self._check()
         return bytes(tokens)
 
-    def render_chat(self, messages: Sequence[ChatMessage]) -> str:
+    def render_chat(self, messages: Sequence[ChatMessage], tools: Sequence[Tool] = ()) -> str:
         self._check()
-        return "".join(message.content for message in messages)
+        return "".join([tool.name for tool in tools] + [message.content or "" for message in messages])
 
     def close(self, reason: ModeldError) -> None:
         assert self.closed_with is None, "closed twice"

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from modeld.errors import InvalidRequest, OpCancelled
 from modeld.llm.adapter import NO_TOKEN, Constraint, DecodeAborted, DecodeInvalid, LoadProgress, Sampler, Scored, Span
-from modeld.types import ChatMessage, LoadedModel, ModelSpec, SamplingParams, Step, TokenLogprob
+from modeld.types import ChatMessage, LoadedModel, ModelSpec, SamplingParams, Step, TokenLogprob, Tool
 
 N_VOCAB = 300
 EOG = 256  # tokens 0..255 are bytes
@@ -221,8 +221,8 @@ class FakeRuntime:
     def prepare(self, params: SamplingParams, *, constrained: bool = False) -> None:
         pass
 
-    def render_chat(self, messages: Sequence[ChatMessage]) -> str:
-        return "".join(message.content for message in messages)
+    def render_chat(self, messages: Sequence[ChatMessage], tools: Sequence[Tool] = ()) -> str:
+        return "".join([tool.name for tool in tools] + [message.content or "" for message in messages])
 
 
 def load_fake(runtime: FakeRuntime, spec: ModelSpec, on_progress: LoadProgress) -> FakeRuntime:

@@ -21,7 +21,7 @@ from modeld.engine.vectors import EmbeddingJob
 from modeld.engine.workers import TokenizePool
 from modeld.errors import ContextLengthExceeded, InvalidRequest, ModeldError, OpCancelled
 from modeld.llm.adapter import LoadProgress, Runtime
-from modeld.types import ChatMessage, EmbedRequest, GenerateRequest, Load, LoadedModel, ModelSpec, Prompt, Step
+from modeld.types import ChatMessage, EmbedRequest, GenerateRequest, Load, LoadedModel, ModelSpec, Prompt, Step, Tool
 
 T = TypeVar("T")
 N_GRAMMARS_KEPT = 8
@@ -129,8 +129,8 @@ class EngineRunner:
     def detokenize(self, tokens: Sequence[int]) -> bytes:
         return self._pool.run(lambda: self._runtime.detokenize(tokens))
 
-    def render_chat(self, messages: Sequence[ChatMessage]) -> str:
-        return self._pool.run(lambda: self._runtime.render_chat(messages))
+    def render_chat(self, messages: Sequence[ChatMessage], tools: Sequence[Tool] = ()) -> str:
+        return self._pool.run(lambda: self._runtime.render_chat(messages, tools))
 
     # -- a tokenize thread
 

@@ -162,6 +162,8 @@ def props_json(model: LoadedModel, version: str) -> Json:
         "modalities": {"vision": False, "audio": False},
         "chat_template": model.chat_template or "",
         "chat_template_engine": model.chat_template_engine,
+        "chat_template_caps": {"supports_tools": model.shows_tools, "supports_tool_calls": model.shows_tool_calls},
+        "tool_call_format": model.tool_call_format,
         "bos_token": model.bos_piece,
         "eos_token": model.eos_piece,
         "build_info": f"modeld {version}",

@@ -6,7 +6,18 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from modeld.events import Subscription
-from modeld.types import ChatMessage, Chunk, Embedded, EmbedRequest, GenerateRequest, LoadedModel, ModelInfo, Status, SwitchOp
+from modeld.types import (
+    ChatMessage,
+    Chunk,
+    Embedded,
+    EmbedRequest,
+    GenerateRequest,
+    LoadedModel,
+    ModelInfo,
+    Status,
+    SwitchOp,
+    Tool,
+)
 
 Sink = Callable[[list[Chunk]], bool]
 """Takes chunks, none of them an end, and does not wait; False: it could not take all, the handler must see to the rest."""
@@ -78,5 +89,5 @@ class Service(Protocol):
     def detokenize(self, tokens: Sequence[int]) -> bytes:
         """Waits for a tokenize thread. Raises InvalidRequest for ids outside the vocabulary."""
 
-    def render_chat(self, messages: Sequence[ChatMessage]) -> str:
-        """Waits for a tokenize thread."""
+    def render_chat(self, messages: Sequence[ChatMessage], tools: Sequence[Tool] = ()) -> str:
+        """The prompt for the messages and tools. Waits for a tokenize thread. Raises InvalidRequest."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from modeld.errors import ModeldError
-from modeld.types import ChatMessage, LoadedModel, SamplingParams, Step, TokenLogprob
+from modeld.types import ChatMessage, LoadedModel, SamplingParams, Step, TokenLogprob, Tool
 
 LoadProgress = Callable[[Step, int], bool]
 """Called with a step and whole percents 0..100 while a model loads; answering False cancels the load."""
@@ -181,10 +181,11 @@ class Runtime(Protocol):
     def check_tokens(self, tokens: Sequence[int]) -> None:
         """Raises InvalidRequest for token ids of a prompt that are outside the vocabulary."""
 
-    def render_chat(self, messages: Sequence[ChatMessage]) -> str:
+    def render_chat(self, messages: Sequence[ChatMessage], tools: Sequence[Tool] = ()) -> str:
         """The prompt text for the messages, ending where the assistant begins.
 
-        Raises InvalidRequest when the model's template cannot render them. A BOS that tokenize will add is not in it.
+        Raises InvalidRequest when the model's template cannot render them, or does not show the tools.
+        A BOS that tokenize will add is not in it.
         """
 
 

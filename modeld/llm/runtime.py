@@ -15,7 +15,7 @@ from modeld.llm.context import Context
 from modeld.llm.likelihoods import Likelihoods
 from modeld.llm.model import Model
 from modeld.llm.sampler import SamplerChain
-from modeld.types import ChatMessage, LoadedModel, ModelSpec, SamplingParams, Step, TokenLogprob
+from modeld.types import ChatMessage, LoadedModel, ModelSpec, SamplingParams, Step, TokenLogprob, Tool
 
 log = logging.getLogger("modeld.engine")
 
@@ -89,6 +89,9 @@ class LlamaRuntime:
             chat_template_engine=self._chat.engine,
             n_embd=self._context.n_embd,
             pooling=self.pooling,
+            shows_tools=self._chat.tools.shows_tools,
+            shows_tool_calls=self._chat.tools.call_form is not None,
+            tool_call_format=self._chat.tools.format,
         )
 
     def _special_piece(self, token: int) -> str:
@@ -183,8 +186,8 @@ class LlamaRuntime:
     def detokenize(self, tokens: Sequence[int]) -> bytes:
         return self._vocab.detokenize(tokens)
 
-    def render_chat(self, messages: Sequence[ChatMessage]) -> str:
-        return self._chat.render(messages)
+    def render_chat(self, messages: Sequence[ChatMessage], tools: Sequence[Tool] = ()) -> str:
+        return self._chat.render(messages, tools)
 
     def prepare(self, params: SamplingParams, *, constrained: bool = False) -> None:
         """Check what the request names in the vocabulary, and look up what its chain will need."""

@@ -32,6 +32,7 @@ from modeld.types import (
     Status,
     Step,
     SwitchOp,
+    Tool,
 )
 
 log = logging.getLogger("modeld.switch")
@@ -152,8 +153,8 @@ class Manager:
     def detokenize(self, tokens: Sequence[int]) -> bytes:
         return self._life.admit(None).detokenize(tokens)
 
-    def render_chat(self, messages: Sequence[ChatMessage]) -> str:
-        return self._life.admit(None).render_chat(messages)
+    def render_chat(self, messages: Sequence[ChatMessage], tools: Sequence[Tool] = ()) -> str:
+        return self._life.admit(None).render_chat(messages, tools)
 
     def _admit(self, model_id: str | None) -> Runner:
         if model_id is not None:

@@ -17,6 +17,7 @@ from modeld.types import (
     LoadedModel,
     ModelSpec,
     Step,
+    Tool,
 )
 
 
@@ -65,7 +66,7 @@ class Runner(Protocol):
 
     def detokenize(self, tokens: Sequence[int]) -> bytes: ...
 
-    def render_chat(self, messages: Sequence[ChatMessage]) -> str: ...
+    def render_chat(self, messages: Sequence[ChatMessage], tools: Sequence[Tool] = ()) -> str: ...
 
     def close(self, reason: ModeldError) -> None:
         """End every running and queued request with Failed(reason) and join the threads. Switch thread only, once."""

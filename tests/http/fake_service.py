@@ -29,6 +29,7 @@ from modeld.types import (
     Status,
     Step,
     SwitchOp,
+    Tool,
     Usage,
 )
 
@@ -217,5 +218,5 @@ class FakeService:
     def detokenize(self, tokens: Sequence[int]) -> bytes:
         return bytes(tokens)
 
-    def render_chat(self, messages: Sequence[ChatMessage]) -> str:
-        return "".join(f"<{m.role}>{m.content}" for m in messages)
+    def render_chat(self, messages: Sequence[ChatMessage], tools: Sequence[Tool] = ()) -> str:
+        return "".join([f"[{tool.name}]" for tool in tools] + [f"<{m.role}>{m.content}" for m in messages])

@@ -94,6 +94,8 @@ def test_probes_in_error(client: RawClient, service: FakeService):
 def test_props_and_helper_routes(client: RawClient):
     props = client.request("GET", "/props").json
     assert (props["total_slots"], props["default_generation_settings"]["n_ctx"], props["bos_token"]) == (4, 1024, "<s>")
+    assert props["tool_call_format"] is None
+    assert props["chat_template_caps"] == {"supports_tools": False, "supports_tool_calls": False}
     assert client.request("POST", "/tokenize", {"content": "ab"}).json == {"tokens": [97, 98]}
     assert client.request("POST", "/tokenize", {"content": "a", "add_special": True, "parse_special": False}).json == {
         "tokens": [1, 2, 97]
