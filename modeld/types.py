@@ -233,6 +233,16 @@ class Tool:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolUse:
+    """What a request lets the model call, and what it has to."""
+
+    tools: tuple[Tool, ...]  # at least one, each name once
+    required: bool = False  # the answer is a call or several, and nothing else
+    named: str | None = None  # of this tool, and one; with `required` only
+    parallel: bool = True  # else one call at most
+
+
+@dataclass(frozen=True, slots=True)
 class ToolCall:
     """A call in an assistant's earlier message."""
 
@@ -269,6 +279,7 @@ class GenerateRequest:
     stop: tuple[str, ...] = ()
     sampling: SamplingParams = SamplingParams()
     json_schema: JsonSchema | None = None  # instead of sampling.grammar
+    tools: ToolUse | None = None  # for prompts of messages; those that are required constrain the answer
     cache_prompt: bool = True  # take over cells of others with the same beginning, and leave one's own
     echo: bool = False  # the prompt comes before the answer, with its logprobs when those are asked for
     n_top_logprobs: int | None = None  # the likeliest tokens beside each sampled one; None: no logprobs at all

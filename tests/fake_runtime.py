@@ -12,10 +12,11 @@ from collections.abc import Sequence
 
 from modeld.errors import InvalidRequest, OpCancelled
 from modeld.llm.adapter import NO_TOKEN, Constraint, DecodeAborted, DecodeInvalid, LoadProgress, Sampler, Scored, Span
-from modeld.types import ChatMessage, LoadedModel, ModelSpec, SamplingParams, Step, TokenLogprob, Tool
+from modeld.types import ChatMessage, LoadedModel, ModelSpec, SamplingParams, Step, TokenLogprob, Tool, ToolCallFormat
 
 N_VOCAB = 300
 EOG = 256  # tokens 0..255 are bytes
+MARKER = 257  # of calls
 
 
 class FakeSampler:
@@ -75,11 +76,20 @@ class FakeRuntime:
     """Generates for each sequence the bytes of `script` (then EOG), position by position after its prompt."""
 
     def __init__(
-        self, *, n_slots: int = 4, n_ctx_slot: int = 64, n_batch: int = 32, script: bytes = b"abcdefghij", endless: bool = False
+        self,
+        *,
+        n_slots: int = 4,
+        n_ctx_slot: int = 64,
+        n_batch: int = 32,
+        script: Sequence[int] = b"abcdefghij",
+        endless: bool = False,
+        tool_call_format: ToolCallFormat | None = None,
+        shows_tools: bool = True,
     ) -> None:
         self.n_slots, self.n_ctx_slot, self.n_batch = n_slots, n_ctx_slot, n_batch
         self.n_outputs = n_slots + 2
         self.script, self.endless = script, endless
+        self.tool_call_format, self.shows_tools = tool_call_format, shows_tools
         self.gate = Gate()
         self.fail_next: Exception | None = None
         self.pooling: str | None = None
@@ -111,6 +121,8 @@ class FakeRuntime:
             loaded_at=time.time(),
             n_embd=2,
             pooling=self.pooling,
+            shows_tools=self.shows_tools,
+            tool_call_format=self.tool_call_format,
         )
 
     def decode(self, spans: Sequence[Span]) -> None:
@@ -191,7 +203,9 @@ class FakeRuntime:
     def n_past(self, slot: int) -> int:
         return len(self.cells.get(slot, ()))
 
-    def piece_or_eog(self, token: int) -> bytes | None:
+    def piece_or_eog(self, token: int, *, markers: bool = False) -> bytes | None:
+        if token == MARKER:
+            return b"[TOOL_CALLS]" if markers else b""
         return None if token in (EOG, NO_TOKEN) else bytes([token])
 
     def piece(self, token: int) -> bytes:

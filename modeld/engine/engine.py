@@ -270,7 +270,8 @@ class Engine:
         tokens = self._runtime.sample([(sequence.sampler, index) for sequence, index in ready if sequence.sampler is not None])
         logprobs = score_sampled(self._runtime, ready, tokens)
         for (sequence, _), token in zip(ready, tokens, strict=True):
-            chunk = sequence.accept(token, self._runtime.piece_or_eog(token), logprobs.get(sequence))
+            piece = self._runtime.piece_or_eog(token, markers=sequence.shows_markers)
+            chunk = sequence.accept(token, piece, logprobs.get(sequence))
             if chunk.end is None:
                 sequence.stream.put(chunk)
                 self._touched[sequence.stream] = None

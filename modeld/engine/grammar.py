@@ -39,8 +39,8 @@ _OF_TYPE: Mapping[str, tuple[str, ...]] = {
     "boolean": (),
     "null": (),
 }
-_ALONE = ("enum", "const", "anyOf", "oneOf", "allOf", "$ref")  # each says all; only `type` may stand beside enum and const
-_SUPPORTED = _ANNOTATIONS | {"type", *_ALONE} | {keyword for keywords in _OF_TYPE.values() for keyword in keywords}
+ALONE = ("enum", "const", "anyOf", "oneOf", "allOf", "$ref")  # each says all; only `type` may stand beside enum and const
+_SUPPORTED = _ANNOTATIONS | {"type", *ALONE} | {keyword for keywords in _OF_TYPE.values() for keyword in keywords}
 
 # Rules that a schema's own may name; only those that are reached are written. No surrogates: they are no characters.
 _BASE = {
@@ -74,32 +74,40 @@ _BASE = {
 
 def gbnf_of(schema: JsonSchema) -> str:
     """The grammar of the documents. Raises InvalidRequest with the keyword and where it stands."""
-    converter = _Converter(schema)
-    root = converter.rule(schema.value, "", 0)
-    text = converter.text(root)
+    root, rules = rules_of(schema, "r")
+    return written({"root": root, **rules}, schema.param)
+
+
+def rules_of(schema: JsonSchema, prefix: str) -> tuple[str, dict[str, str]]:
+    """The name of the rule for the documents, and the rules it leads to, whose names begin with `prefix`.
+
+    What they name besides comes with written(). Raises InvalidRequest as gbnf_of.
+    """
+    converter = _Converter(schema, prefix)
+    return converter.rule(schema.value, "", 0), converter.rules
+
+
+def written(rules: Mapping[str, str], param: str) -> str:
+    """The grammar, `root` first, with the rules that all others may name. Raises InvalidRequest when it is too large."""
+    # All of the base: unreached rules cost nothing but bytes, and there are few.
+    text = "".join(f"{name} ::= {body}\n" for name, body in {**rules, **_BASE}.items())
     try:
         parse_gbnf(text, max_bytes=MAX_GRAMMAR_BYTES)
     except InvalidRequest as error:
-        why = f"{schema.param}: no grammar can be made of the schema: {error.message.rpartition('used: ')[2]}"
-        raise InvalidRequest(why, param=schema.param) from None
+        why = f"{param}: no grammar can be made of the schema: {error.message.rpartition('used: ')[2]}"
+        raise InvalidRequest(why, param=param) from None
     return text
 
 
 class _Converter:
     """Collects the rules of one schema. `at` is a JSON pointer into it, for messages."""
 
-    def __init__(self, schema: JsonSchema) -> None:
+    def __init__(self, schema: JsonSchema, prefix: str) -> None:
         self._schema = schema
-        self._rules: dict[str, str] = {}
+        self._prefix = prefix
+        self.rules: dict[str, str] = {}
         self._refs: dict[str, str] = {}  # $ref -> its rule
         self._n_subschemas = 0
-
-    def text(self, root: str) -> str:
-        """All rules, root first, and those of the base that they lead to."""
-        rules = {"root": root, **self._rules}
-        for name, body in _BASE.items():  # all: unreached rules cost nothing but bytes, and there are few
-            rules.setdefault(name, body)
-        return "".join(f"{name} ::= {body}\n" for name, body in rules.items())
 
     def rule(self, schema: object, at: str, depth: int) -> str:
         """The name of a rule for the subschema."""
@@ -113,7 +121,7 @@ class _Converter:
         for keyword in schema:
             if keyword not in _SUPPORTED:
                 self._refuse(f"{at}/{keyword}", "is a keyword that is not supported")
-        alone = [keyword for keyword in _ALONE if keyword in schema]
+        alone = [keyword for keyword in ALONE if keyword in schema]
         if not alone:
             return self._typed(schema, at, depth)
         for keyword in schema.keys() - _ANNOTATIONS - {alone[0]}:
@@ -141,7 +149,7 @@ class _Converter:
         assert isinstance(ref, str)
         if ref not in self._refs:
             name = self._refs[ref] = self._new("")  # before its body, which may refer to it
-            self._rules[name] = self.rule(target, ref[1:], depth + 1)
+            self.rules[name] = self.rule(target, ref[1:], depth + 1)
         return self._refs[ref]
 
     def _target(self, ref: object, at: str) -> object:
@@ -161,7 +169,7 @@ class _Converter:
         if not fitting:
             self._refuse(at, f"has no value of type {', '.join(types)}")
         texts = (json.dumps(value, ensure_ascii=False, separators=(",", ":")) for value in fitting)
-        return self._either(_literal(text) for text in dict.fromkeys(texts))
+        return self._either(literal(text) for text in dict.fromkeys(texts))
 
     def _types(self, schema: Mapping[str, object], at: str) -> list[str]:
         """The types it names; without `type`, those that its keywords speak of, else all."""
@@ -285,7 +293,7 @@ class _Converter:
         head = tail = '""'  # not nothing: GBNF would take the next line for the end of this one
         for name, inner in reversed(properties.items()):
             key = json.dumps(name, ensure_ascii=False)
-            pair = self._new(f"{_literal(key + ':')} ws {self.rule(inner, f'{at}/properties/{_escaped(name)}', depth + 1)} ws")
+            pair = self._new(f"{literal(key + ':')} ws {self.rule(inner, f'{at}/properties/{_escaped(name)}', depth + 1)} ws")
             if name in required:
                 head, tail = self._new(f"{pair} {tail}"), self._new(f'"," ws {pair} {tail}')
             else:
@@ -313,8 +321,8 @@ class _Converter:
         return self._new(" | ".join(alternates))
 
     def _new(self, body: str) -> str:
-        name = f"r{len(self._rules)}"
-        self._rules[name] = body
+        name = f"{self._prefix}{len(self.rules)}"
+        self.rules[name] = body
         return name
 
     def _refuse(self, at: str, why: str) -> NoReturn:
@@ -326,9 +334,9 @@ def _times(low: int, high: int | None) -> str:
     return f"{{{low},{'' if high is None else high}}}"
 
 
-def _literal(text: str) -> str:
+def literal(text: str) -> str:
     """The text as a GBNF literal."""
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\x7f", "\\x7F")
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\x7f", "\\x7F")
     return f'"{escaped}"'
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
+from modeld.engine.callgrammar import gbnf_of_calls
 from modeld.engine.constraint import CompiledGrammar
 from modeld.engine.embedding import EmbeddingEngine
 from modeld.engine.engine import Engine
@@ -21,7 +22,19 @@ from modeld.engine.vectors import EmbeddingJob
 from modeld.engine.workers import TokenizePool
 from modeld.errors import ContextLengthExceeded, InvalidRequest, ModeldError, OpCancelled
 from modeld.llm.adapter import LoadProgress, Runtime
-from modeld.types import ChatMessage, EmbedRequest, GenerateRequest, Load, LoadedModel, ModelSpec, Prompt, Step, Tool
+from modeld.types import (
+    ChatMessage,
+    EmbedRequest,
+    GenerateRequest,
+    Load,
+    LoadedModel,
+    ModelSpec,
+    Prompt,
+    Step,
+    Tool,
+    ToolCallFormat,
+    ToolUse,
+)
 
 T = TypeVar("T")
 N_GRAMMARS_KEPT = 8
@@ -144,7 +157,7 @@ class EngineRunner:
             seed = secrets.randbits(32)
         sequences = []
         for prompt in request.prompts:
-            tokens = self._tokens(prompt)
+            tokens = self._tokens(prompt, request.tools.tools if request.tools is not None else ())
             limit = self._limit(request, prompt, len(tokens))
             siblings = object()
             echo = None
@@ -163,6 +176,7 @@ class EngineRunner:
                     n_top_logprobs=request.n_top_logprobs,
                     siblings=siblings,
                     constraint=None if grammar is None else grammar.begin(),
+                    shows_markers=request.tools is not None,
                 )
                 for i in range(request.n)
             ]
@@ -170,6 +184,8 @@ class EngineRunner:
 
     def _grammar(self, request: GenerateRequest) -> CompiledGrammar | None:
         """What the answers are to follow."""
+        if request.tools is not None:
+            return self._call_grammar(request.tools)
         if request.json_schema is not None:
             return self._compiled(gbnf_of(request.json_schema), request.json_schema.param, MAX_GRAMMAR_BYTES)
         if request.sampling.grammar is not None:
@@ -187,13 +203,27 @@ class EngineRunner:
                 self._grammars.popitem(last=False)
         return grammar
 
-    def _tokens(self, prompt: Prompt) -> list[int]:
+    def _call_grammar(self, use: ToolUse) -> CompiledGrammar | None:
+        model = self._runtime.describe()
+        if model.tool_call_format is not None:
+            if not use.required:
+                return None
+            return self._compiled(gbnf_of_calls(use, model.tool_call_format), "tools", MAX_GRAMMAR_BYTES)
+        if model.shows_tools:
+            raise InvalidRequest(
+                f"the chat template of model '{self.spec.id}' shows tools, but calls them in no format that is known here "
+                f"({', '.join(ToolCallFormat)}): its calls would come as text",
+                param="tools",
+            )
+        return None  # rendering will say that they are not shown
+
+    def _tokens(self, prompt: Prompt, tools: Sequence[Tool]) -> list[int]:
         """The prompt's tokens, at least one."""
         if isinstance(prompt, str):
             tokens = self._tokenized(prompt, "prompt")
         elif prompt and isinstance(prompt[0], ChatMessage):
             messages = [message for message in prompt if isinstance(message, ChatMessage)]
-            tokens = self._tokenized(self._runtime.render_chat(messages), "messages")
+            tokens = self._tokenized(self._runtime.render_chat(messages, tools), "messages")
         else:
             tokens = [token for token in prompt if isinstance(token, int)]
             self._runtime.check_tokens(tokens)

@@ -33,9 +33,11 @@ class Sequence:
         n_top_logprobs: int | None = None,
         siblings: object = None,
         constraint: Constraint | None = None,
+        shows_markers: bool = False,
     ) -> None:
         """`tokens`: the prompt, at least one. `limit`: tokens to generate at most, 0 with echo alone. `echo`: text that comes
-        first. `siblings`: the same object for all answers to one prompt. `constraint`: its own, at its start."""
+        first. `siblings`: the same object for all answers to one prompt. `constraint`: its own, at its start. `shows_markers`:
+        the control tokens that mark calls of tools come as text."""
         # 4 bytes a token, while it waits and while it runs: a list has 8 and mostly an int object of 32.
         self.tokens = array("i", tokens)
         self.n_prompt = len(self.tokens)
@@ -47,6 +49,7 @@ class Sequence:
         self.seed = seed
         self.constraint = constraint
         self.n_top_logprobs = n_top_logprobs
+        self.shows_markers = shows_markers
         self.scores_prompt = echo is not None and n_top_logprobs is not None
         self.stream: TokenStream  # set by the engine before anybody else sees the sequence, like the next one
         self.index = 0  # of the choice in its stream

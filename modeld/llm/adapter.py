@@ -152,8 +152,11 @@ class Runtime(Protocol):
     def n_past(self, slot: int) -> int:
         """Positions of the slot's sequence that the KV cache holds."""
 
-    def piece_or_eog(self, token: int) -> bytes | None:
-        """The bytes of a generated token (none for a control token); None for an EOG token and NO_TOKEN."""
+    def piece_or_eog(self, token: int, *, markers: bool = False) -> bytes | None:
+        """The bytes of a generated token; None for an EOG token and NO_TOKEN.
+
+        None of a control token's, unless it marks calls of tools in this model's format and `markers` are wanted.
+        """
 
     def piece(self, token: int) -> bytes:
         """The bytes of a token of the vocabulary, those of a control token, too."""

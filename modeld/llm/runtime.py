@@ -15,6 +15,7 @@ from modeld.llm.context import Context
 from modeld.llm.likelihoods import Likelihoods
 from modeld.llm.model import Model
 from modeld.llm.sampler import SamplerChain
+from modeld.llm.toolprobe import markers_of
 from modeld.types import ChatMessage, LoadedModel, ModelSpec, SamplingParams, Step, TokenLogprob, Tool
 
 log = logging.getLogger("modeld.engine")
@@ -56,6 +57,7 @@ class LlamaRuntime:
         bos, eos = self._special_piece(self._vocab.bos), self._special_piece(self._vocab.eos)
         adds_bos = self._vocab.tokenize("", add_special=True, parse_special=False)[:1] == [self._vocab.bos]
         self._chat = ChatTemplate(self._lib, template, spec.id, bos=bos, eos=eos, adds_bos=adds_bos)
+        self._markers = self._vocab.control_tokens(markers_of(self._chat.tools.format))
         if self._context.n_ctx != (spec.n_ctx or self._model.n_ctx_train):
             log.warning(
                 "n_ctx: %d asked, %d KV cells made: libllama rounds each slot up to a multiple of 256",
@@ -156,7 +158,9 @@ class LlamaRuntime:
     def n_past(self, slot: int) -> int:
         return self._context.n_past(slot)
 
-    def piece_or_eog(self, token: int) -> bytes | None:
+    def piece_or_eog(self, token: int, *, markers: bool = False) -> bytes | None:
+        if markers and token in self._markers:
+            return self._markers[token]
         return None if token == NO_TOKEN else self._vocab.piece_or_eog(token)
 
     def piece(self, token: int) -> bytes:

@@ -29,6 +29,13 @@ _WRITTEN = {
     ToolCallFormat.LLAMA3: re.compile(rf'(?:\n|>)\s*\{{\s*"name":\s*"{_NAME}",\s*"parameters":\s*\{{'),
 }
 
+_MARKERS = {
+    ToolCallFormat.HERMES: ("<tool_call>", "</tool_call>"),
+    ToolCallFormat.LLAMA3: ("<|python_tag|>",),
+    ToolCallFormat.MISTRAL: ("[TOOL_CALLS]",),
+    ToolCallFormat.MISTRAL_ARGS: ("[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"),
+}
+
 
 @dataclass(frozen=True, slots=True)
 class CallForm:
@@ -43,6 +50,11 @@ class ToolSupport:
     shows_tools: bool = False
     call_form: CallForm | None = None  # None: it does not show calls and their results
     format: ToolCallFormat | None = None  # None: it does not tell, or it is none of ours
+
+
+def markers_of(format_: ToolCallFormat | None) -> tuple[str, ...]:
+    """What stands around calls, and is one token of its own in many vocabularies."""
+    return _MARKERS[format_] if format_ is not None else ()
 
 
 Render = Callable[[tuple[ChatMessage, ...], tuple[Tool, ...], CallForm], str]

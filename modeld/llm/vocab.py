@@ -86,6 +86,15 @@ class Vocab:
             self._pieces[token] = piece
             return piece
 
+    def control_tokens(self, texts: Sequence[str]) -> dict[int, bytes]:
+        """Those of the texts that are one control token each, which `piece` shows as nothing. Needs a big stack."""
+        found = {}
+        for text in texts:
+            tokens = self.tokenize(text, add_special=False, parse_special=True)
+            if len(tokens) == 1 and not self.piece(tokens[0]) and not self._lib.llama_vocab_is_eog(self, tokens[0]):
+                found[tokens[0]] = text.encode()
+        return found
+
     def eog_tokens(self) -> tuple[int, ...]:
         """All EOG tokens, found once: a look at each of 152,000 tokens takes some 50 ms, so not on the engine thread."""
         with self._eog_lock:
