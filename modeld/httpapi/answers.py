@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from json.encoder import encode_basestring_ascii as encode_text
 
 from modeld.httpapi import sse
 from modeld.httpapi.logprobs import chat_logprobs, completion_logprobs
+from modeld.httpapi.toolcalls import CallDelta, ToolCallParser
 from modeld.types import Chunk, Finished, TokenLogprob, Usage
 
 Json = dict[str, object]
@@ -55,6 +56,7 @@ CHAT = Shape(
     last_choice='"delta":{}',
     logprobs=chat_logprobs,
 )
+_FIRST_WITH_TOOLS = '"delta":{"role":"assistant","content":null}'  # there may be none
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,36 +93,76 @@ class Tally:
         }
 
 
-def whole_answer(shape: Shape, head: AnswerHead, choices: Sequence[Sequence[Chunk]], tally: Tally, *, logprobs: bool) -> Json:
-    """`choices`: all chunks of each, the last one finished."""
+def whole_answer(
+    shape: Shape,
+    head: AnswerHead,
+    choices: Sequence[Sequence[Chunk]],
+    tally: Tally,
+    *,
+    logprobs: bool,
+    parsers: Sequence[ToolCallParser] = (),
+) -> Json:
+    """`choices`: all chunks of each, the last one finished. `parsers`: one for each, where tools may be called."""
     return {
         "id": head.answer_id,
         "object": shape.whole_object,
         "created": head.created,
         "model": head.model_id,
-        "choices": [_whole_choice(shape, index, chunks, logprobs=logprobs) for index, chunks in enumerate(choices)],
+        "choices": [
+            _whole_choice(shape, index, chunks, logprobs=logprobs, parser=parsers[index] if parsers else None)
+            for index, chunks in enumerate(choices)
+        ],
         "usage": tally.json(),
     }
 
 
-def _whole_choice(shape: Shape, index: int, chunks: Sequence[Chunk], *, logprobs: bool) -> Json:
+def _whole_choice(shape: Shape, index: int, chunks: Sequence[Chunk], *, logprobs: bool, parser: ToolCallParser | None) -> Json:
     end = chunks[-1].end
     assert isinstance(end, Finished)
+    text = "".join(chunk.text for chunk in chunks)
     return {
         "index": index,
-        **shape.whole_choice("".join(chunk.text for chunk in chunks)),
+        **(shape.whole_choice(text) if parser is None else _whole_message(text, parser)),
         "logprobs": shape.logprobs([item for chunk in chunks for item in chunk.logprobs]) if logprobs else None,
-        "finish_reason": end.reason,
+        "finish_reason": _reason(end, parser),
     }
+
+
+def _whole_message(text: str, parser: ToolCallParser) -> Json:
+    deltas = [*parser.feed(text), *parser.finish()]
+    content = "".join(delta for delta in deltas if isinstance(delta, str))
+    calls = [
+        {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+        for call in deltas
+        if isinstance(call, CallDelta)
+    ]
+    if not calls:
+        return CHAT.whole_choice(content)
+    return {"message": {"role": "assistant", "content": content or None, "refusal": None, "tool_calls": calls}}
+
+
+def _reason(end: Finished, parser: ToolCallParser | None) -> str:
+    """`tool_calls` only where the client may run them: all are complete, and nothing was cut."""
+    return "tool_calls" if end.reason == "stop" and parser is not None and parser.ends_in_calls else end.reason
 
 
 class Frames:
     """The frames of one stream."""
 
-    def __init__(self, shape: Shape, head: AnswerHead, n_choices: int, *, include_usage: bool) -> None:
+    def __init__(
+        self,
+        shape: Shape,
+        head: AnswerHead,
+        n_choices: int,
+        *,
+        include_usage: bool,
+        parsers: Sequence[ToolCallParser] = (),
+    ) -> None:
+        """`parsers`: one for each choice, where tools may be called."""
         start = json.dumps({"id": head.answer_id, "object": shape.stream_object, "created": head.created, "model": head.model_id})
         self._shape = shape
         self._include_usage = include_usage
+        self._parsers = parsers
         self._head = f"data: {start[:-1]}, "
         self._tail = (',"usage":null' if include_usage else "") + "}\n\n"
         self._before = [f'{self._head}"choices":[{{"index":{index},' for index in range(n_choices)]
@@ -128,12 +170,24 @@ class Frames:
         self._after_text = f'{shape.text_after},"logprobs":null,"finish_reason":null}}]{self._tail}'
 
     def opening(self) -> tuple[bytes, ...]:
-        first = self._shape.first_choice
+        first = _FIRST_WITH_TOOLS if self._parsers else self._shape.first_choice
         return () if first is None else tuple(self._choice(index, first, "null") for index in range(len(self._before)))
 
     def text(self, chunks: Sequence[Chunk]) -> tuple[bytes, ...]:
-        """A frame for each chunk that has text or logprobs."""
+        """A frame for each chunk that has text or logprobs; where tools may be called, for each piece of it that is known."""
+        if self._parsers:
+            return tuple([frame for chunk in chunks for frame in self._parsed(chunk)])
         return tuple([self._text(chunk) for chunk in chunks if chunk.text or chunk.logprobs])
+
+    def _parsed(self, chunk: Chunk) -> list[bytes]:
+        frames = [self._delta(chunk.index, delta) for delta in self._parsers[chunk.index].feed(chunk.text)]
+        # Of all tokens, as they come, those of calls and of text that is kept back included.
+        return [self._text(replace(chunk, text="")), *frames] if chunk.logprobs else frames
+
+    def _delta(self, index: int, delta: str | CallDelta) -> bytes:
+        if isinstance(delta, str):
+            return self._text(Chunk(delta, index=index))
+        return self._choice(index, f'"delta":{json.dumps(_call_json(delta))}', "null")
 
     def _text(self, chunk: Chunk) -> bytes:
         before = self._before_text[chunk.index] + encode_text(chunk.text)
@@ -142,9 +196,11 @@ class Frames:
         logprobs = json.dumps(self._shape.logprobs(chunk.logprobs))
         return f'{before}{self._shape.text_after},"logprobs":{logprobs},"finish_reason":null}}]{self._tail}'.encode("ascii")
 
-    def finish(self, index: int, finished: Finished) -> bytes:
-        """The last frame of a choice."""
-        return self._choice(index, self._shape.last_choice, encode_text(finished.reason))
+    def finish(self, index: int, finished: Finished) -> tuple[bytes, ...]:
+        """The last frames of a choice."""
+        parser = self._parsers[index] if self._parsers else None
+        rest = [self._delta(index, delta) for delta in parser.finish()] if parser is not None else ()
+        return *rest, self._choice(index, self._shape.last_choice, encode_text(_reason(finished, parser)))
 
     def closing(self, tally: Tally) -> tuple[bytes, ...]:
         """What follows the last choice's last frame."""
@@ -155,3 +211,11 @@ class Frames:
     def _choice(self, index: int, choice: str, finish_reason: str) -> bytes:
         rest = f'"logprobs":null,"finish_reason":{finish_reason}}}]{self._tail}'
         return f"{self._before[index]}{choice},{rest}".encode("ascii")
+
+
+def _call_json(call: CallDelta) -> Json:
+    """The first piece of a call says what it is; the others have arguments alone."""
+    if call.id is None:
+        return {"tool_calls": [{"index": call.index, "function": {"arguments": call.arguments}}]}
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"tool_calls": [{"index": call.index, "id": call.id, "type": "function", "function": function}]}

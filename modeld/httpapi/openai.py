@@ -11,9 +11,12 @@ from modeld.httpapi import parameters, schema, sse
 from modeld.httpapi.answers import CHAT, COMPLETION, AnswerHead, Frames, Shape, Tally, whole_answer
 from modeld.httpapi.fields import Fields
 from modeld.httpapi.message import LAST_FRAME, Request, Response, StreamResponse, json_response
+from modeld.httpapi.messages import parse_messages
 from modeld.httpapi.parameters import CompletionRequest
 from modeld.httpapi.service import Generation, Service
 from modeld.httpapi.strictjson import parse_object
+from modeld.httpapi.toolcalls import ToolCallParser
+from modeld.httpapi.tools import parse_tool_use
 from modeld.types import Chunk, Failed, Finished, LoadedModel, State
 
 
@@ -51,8 +54,10 @@ def post_detokenize(request: Request, service: Service) -> Response:
 
 
 def post_apply_template(request: Request, service: Service) -> Response:
-    messages = parameters.parse_messages(Fields(parse_object(request.body)))
-    return json_response(200, {"prompt": service.render_chat(messages)})
+    fields = Fields(parse_object(request.body))
+    use = parse_tool_use(fields)
+    prompt = service.render_chat(parse_messages(fields), use.tools if use is not None else ())
+    return json_response(200, {"prompt": prompt})
 
 
 def post_completions(request: Request, service: Service) -> Response | StreamResponse:
@@ -87,17 +92,32 @@ def _generate(request: Request, service: Service, asked: CompletionRequest, shap
     head = AnswerHead(shape.id_prefix + uuid.uuid4().hex, created, generation.model_id)
     n_choices = asked.generate.n_choices
     tally = Tally(n_choices, asked.generate.n)
+    parsers = _parsers(asked, service, n_choices)
     if not asked.stream:
         choices = _collect(generation, n_choices, tally, until)
         logprobs = asked.generate.n_top_logprobs is not None
-        return json_response(200, whole_answer(shape, head, choices, tally, logprobs=logprobs))
+        return json_response(200, whole_answer(shape, head, choices, tally, logprobs=logprobs, parsers=parsers))
     first = generation.take(None, until=until)
     if first is None:
         raise _timed_out(generation)
     _raise_failure(first)  # nothing was sent yet, so the status can still say it
-    frames = Frames(shape, head, n_choices, include_usage=asked.include_usage)
+    frames = Frames(shape, head, n_choices, include_usage=asked.include_usage, parsers=parsers)
     writes = _stream_writes(request, generation, first, frames, tally, until)
     return StreamResponse(writes, error_frame=lambda error: sse.data_frame(schema.error_json(error)), fields=sse.FIELDS)
+
+
+def _parsers(asked: CompletionRequest, service: Service, n_choices: int) -> list[ToolCallParser]:
+    """One for each choice; none where no tools may be called.
+
+    Asked after the generation was admitted: a model that is another one by then has ended its text.
+    """
+    use, loaded = asked.generate.tools, service.loaded()
+    if use is None or loaded is None or loaded.tool_call_format is None:
+        return []
+    names = frozenset(tool.name for tool in use.tools if use.named in (None, tool.name))
+    return [
+        ToolCallParser(loaded.tool_call_format, names, parallel=use.parallel, whole=not asked.stream) for _ in range(n_choices)
+    ]
 
 
 def _collect(generation: Generation, n_choices: int, tally: Tally, until: float) -> list[list[Chunk]]:
@@ -128,7 +148,8 @@ def _stream_writes(
     """
 
     def write_text(chunks: list[Chunk]) -> bool:
-        return request.try_write(frames.text(chunks))
+        written = frames.text(chunks)
+        return not written or request.try_write(written)
 
     chunks: list[Chunk] | None = first
     opening = frames.opening()
@@ -139,8 +160,9 @@ def _stream_writes(
             yield (sse.KEEP_ALIVE,)
         else:
             _count_ends(chunks, tally)
-            ends = [frames.finish(chunk.index, chunk.end) for chunk in chunks if isinstance(chunk.end, Finished)]
-            write = (*opening, *frames.text(chunks), *ends)
+            text = frames.text(chunks)
+            ends = [frame for c in chunks if isinstance(c.end, Finished) for frame in frames.finish(c.index, c.end)]
+            write = (*opening, *text, *ends)
             opening = ()
             if not tally.n_open:
                 yield (*write, *frames.closing(tally), LAST_FRAME)

@@ -14,14 +14,15 @@ from dataclasses import dataclass
 from modeld.errors import InvalidRequest
 from modeld.httpapi.constraint import parse_constraint
 from modeld.httpapi.fields import INT32_MAX, Fields, brief, missing, out_of_range, token_ids, wrong_type
+from modeld.httpapi.messages import parse_messages
 from modeld.httpapi.strictjson import parse_object
-from modeld.types import ChatMessage, GenerateRequest, JsonSchema, Prompt, SamplingParams
+from modeld.httpapi.tools import parse_tool_use
+from modeld.types import GenerateRequest, JsonSchema, Prompt, SamplingParams, ToolUse
 
 MAX_STOPS = 16
 MAX_STOP_CHARS = 1000
 MAX_TOP_LOGPROBS = 20
 MAX_CHOICES = 128  # of n, and of prompts; the engine's own bound on both together depends on its slots and queue
-_ROLES: Mapping[str, str] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _TOKEN_ID = re.compile(r"[0-9]{1,10}")
 
 
@@ -54,13 +55,23 @@ def parse_chat(body: bytes, request_id: str) -> CompletionRequest:
         n_top = None
     else:
         n_top = n_top or 0
-    return _parse(fields, (parse_messages(fields),), request_id, n_top_logprobs=n_top)
+    return _parse(fields, (parse_messages(fields),), request_id, n_top_logprobs=n_top, tools=parse_tool_use(fields))
 
 
 def _parse(
-    fields: Fields, prompts: tuple[Prompt, ...], request_id: str, *, echo: bool = False, n_top_logprobs: int | None
+    fields: Fields,
+    prompts: tuple[Prompt, ...],
+    request_id: str,
+    *,
+    echo: bool = False,
+    n_top_logprobs: int | None,
+    tools: ToolUse | None = None,
 ) -> CompletionRequest:
     constraint = parse_constraint(fields)
+    if tools is not None and constraint is not None:
+        # An answer that follows a schema is no call, and one that is a call follows its tool's.
+        param = constraint.param.split(".")[0] if isinstance(constraint, JsonSchema) else "grammar"
+        raise InvalidRequest(f"{param} and tools contradict each other; set tool_choice to none, or leave one out", param=param)
     return CompletionRequest(
         generate=GenerateRequest(
             request_id=request_id,
@@ -71,6 +82,7 @@ def _parse(
             stop=_stop(fields),
             sampling=_sampling(fields, constraint if isinstance(constraint, str) else None),
             json_schema=constraint if isinstance(constraint, JsonSchema) else None,
+            tools=tools,
             cache_prompt=fields.boolean("cache_prompt", True),
             echo=echo,
             n_top_logprobs=n_top_logprobs,
@@ -111,51 +123,6 @@ def _prompt_ids(items: list[object], path: str) -> tuple[int, ...]:
     if not items:
         raise InvalidRequest(f"{path} is an empty array; a string or at least one token id is expected", param="prompt")
     return token_ids(items, "prompt")
-
-
-def parse_messages(fields: Fields) -> tuple[ChatMessage, ...]:
-    """Also the body of /apply-template. Raises InvalidRequest."""
-    items = fields.array("messages")
-    if items is None:
-        raise missing("messages", "an array of messages")
-    if not items:
-        raise InvalidRequest("messages is empty; at least one message is expected", param="messages")
-    return tuple(_message(item, f"messages[{i}]") for i, item in enumerate(items))
-
-
-def _message(item: object, path: str) -> ChatMessage:
-    if not isinstance(item, dict):
-        raise wrong_type(path, "an object with role and content", item)
-    message = Fields(item, path)
-    role = message.required_string("role")
-    if role not in _ROLES:
-        raise InvalidRequest(f"{path}.role is {brief(role)}; supported are {', '.join(_ROLES)}", param=message.name_of("role"))
-    for member in ("tool_calls", "function_call", "audio"):
-        if message.get(member):
-            raise _unsupported(message.name_of(member))
-    return ChatMessage(_ROLES[role], _content(message))
-
-
-def _content(message: Fields) -> str:
-    param = message.name_of("content")
-    value = message.get("content")
-    if value is None:
-        raise missing(param, "a string")
-    if isinstance(value, str):
-        return value
-    if not isinstance(value, list):
-        raise wrong_type(param, "a string or an array of text parts", value)
-    # Parts are joined by line feeds, as llama.cpp's common/chat.cpp does for templates that take one string.
-    return "\n".join(_part(item, f"{param}[{i}]") for i, item in enumerate(value))
-
-
-def _part(item: object, path: str) -> str:
-    if not isinstance(item, dict):
-        raise wrong_type(path, "an object with type and text", item)
-    part = Fields(item, path)
-    if (type_ := part.required_string("type")) != "text":
-        raise InvalidRequest(f"{path}.type is {brief(type_)}; only text is supported", param=part.name_of("type"))
-    return part.required_string("text")
 
 
 # -- parameters
@@ -299,8 +266,6 @@ _UNSUPPORTED_COMPLETION: Mapping[str, Callable[[object], bool]] = {
 }
 _UNSUPPORTED_CHAT: Mapping[str, Callable[[object], bool]] = {
     **_UNSUPPORTED,
-    "tools": _empty,
-    "tool_choice": lambda value: value == "none",
     "functions": _empty,
     "function_call": lambda value: value == "none",
     "audio": lambda _: False,

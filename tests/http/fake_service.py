@@ -30,6 +30,7 @@ from modeld.types import (
     Step,
     SwitchOp,
     Tool,
+    ToolCallFormat,
     Usage,
 )
 
@@ -64,6 +65,12 @@ class FakeGeneration:
                 return
             self._chunks.append(Chunk(text, end))
             self._ended = end is not None
+            self._cond.notify_all()
+
+    def put(self, chunk: Chunk) -> None:
+        """One of several choices."""
+        with self._cond:
+            self._chunks.append(chunk)
             self._cond.notify_all()
 
     def finish(self, reason: str = "stop", n_tokens: int = 2) -> None:
@@ -118,7 +125,8 @@ class FakeService:
     def __init__(self) -> None:
         self.status_now = STATUS
         self.hub = EventHub(STATUS)
-        self.script: Sequence[str | Finished | Failed] | None = ("Hello", " world", Finished("stop", Usage(3, 2)))
+        self.script: Sequence[str | Finished | Failed | Chunk] | None = ("Hello", " world", Finished("stop", Usage(3, 2)))
+        self.tool_call_format: ToolCallFormat | None = None
         self.raises: Exception | None = None  # what generate, tokenize and status raise
         self._cond = threading.Condition()
         self.generations: list[FakeGeneration] = []
@@ -156,7 +164,7 @@ class FakeService:
         return self.status_now
 
     def loaded(self) -> LoadedModel | None:
-        return LOADED if self.status_now.current_model else None
+        return replace(LOADED, tool_call_format=self.tool_call_format) if self.status_now.current_model else None
 
     def switch(self, model_id: str) -> SwitchOp:
         if model_id not in ("other", LOADED.id):
@@ -181,6 +189,8 @@ class FakeService:
         for item in self.script or ():
             if isinstance(item, str):
                 generation.feed(item)
+            elif isinstance(item, Chunk):
+                generation.put(item)
             else:
                 generation.feed("", item)
         with self._cond:

@@ -115,7 +115,7 @@ def test_prompts_that_are_refused(prompt):
 
 def test_messages_become_role_and_text():
     messages = [
-        {"role": "developer", "content": "d", "name": "n"},
+        {"role": "developer", "content": "d"},
         {"role": "system", "content": ""},
         {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
         {"role": "assistant", "content": "c", "tool_calls": None, "refusal": None},
@@ -136,7 +136,7 @@ def test_messages_become_role_and_text():
         ("hi", "messages"),
         (["hi"], "messages[0]"),
         ([USER, {"content": "x"}], "messages[1].role"),
-        ([{"role": "tool", "content": "x"}], "messages[0].role"),
+        ([{"role": "function", "content": "x"}], "messages[0].role"),
         ([{"role": 1, "content": "x"}], "messages[0].role"),
         ([{"role": "user"}], "messages[0].content"),
         ([{"role": "user", "content": None}], "messages[0].content"),
@@ -144,7 +144,6 @@ def test_messages_become_role_and_text():
         ([{"role": "user", "content": ["x"]}], "messages[0].content[0]"),
         ([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}], "messages[0].content[0].type"),
         ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content[0].text"),
-        ([{"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}], "messages[0].tool_calls"),
     ],
 )
 def test_messages_that_are_refused(messages, param):
@@ -236,8 +235,6 @@ def test_what_is_known_but_not_served_is_refused_where_it_asks_for_something(par
     [
         (completion, "best_of", 2, 1),
         (completion, "suffix", "x", ""),
-        (chat, "tools", [{"type": "function"}], []),
-        (chat, "tool_choice", "auto", "none"),
         (chat, "functions", [{}], []),
         (chat, "function_call", "auto", "none"),
         (chat, "audio", {}, None),
