@@ -20,7 +20,7 @@ _FIELD_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 LAST_FRAME = b""  # may follow the last frame of a stream in the same write; saves a write and a packet
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Request:
     """One request whose head and body were read and found valid.
 
@@ -39,6 +39,11 @@ class Request:
     on_client_gone: Callable[[Callable[[], None]], None]
     try_write: Callable[[tuple[bytes, ...]], bool]
     reply_fields: dict[str, str] = field(default_factory=dict)
+
+    def take_body(self) -> bytes:
+        """The body, which this forgets: a request that waits for minutes holds what was read out of it, and not both."""
+        body, self.body = self.body, b""
+        return body
 
     def query(self, name: str) -> str | None:
         """The first value of a query parameter; None where it is absent."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 
 from modeld.errors import GenerationTimeout, ModelLoading, ModelNotFound, NoModel
 from modeld.httpapi import parameters, schema, sse
@@ -61,11 +62,11 @@ def post_apply_template(request: Request, service: Service) -> Response:
 
 
 def post_completions(request: Request, service: Service) -> Response | StreamResponse:
-    return _generate(request, service, parameters.parse_completion(request.body, request.request_id), COMPLETION)
+    return _generate(request, service, parameters.parse_completion(request.take_body(), request.request_id), COMPLETION)
 
 
 def post_chat_completions(request: Request, service: Service) -> Response | StreamResponse:
-    return _generate(request, service, parameters.parse_chat(request.body, request.request_id), CHAT)
+    return _generate(request, service, parameters.parse_chat(request.take_body(), request.request_id), CHAT)
 
 
 def _loaded(service: Service) -> LoadedModel:
@@ -91,6 +92,7 @@ def _generate(request: Request, service: Service, asked: CompletionRequest, shap
     request.on_client_gone(generation.cancel)
     head = AnswerHead(shape.id_prefix + uuid.uuid4().hex, created, generation.model_id)
     n_choices = asked.generate.n_choices
+    asked = replace(asked, generate=replace(asked.generate, prompts=()))  # while it waits, its tokens are enough
     tally = Tally(n_choices, asked.generate.n)
     parsers = _parsers(asked, service, n_choices)
     if not asked.stream:
