@@ -55,17 +55,27 @@ class TokenStream:
         with self._cond:
             if not self._pending:
                 return  # the handler was there first
-            if self._sink is not None and not any(chunk.end for chunk in self._pending):
+            if self._sink is not None:
+                # Taken out before it is looked at: the engine may add to what is pending at any moment, an end, too.
                 chunks = self._drained()
-                try:
-                    if self._sink(chunks):
-                        self._n_delivered += 1
-                        return
-                except Exception:  # one request's fault must not end the delivery of all others
-                    log.exception("a fault while delivering text")
-                    self._pending.extendleft(reversed(chunks))  # the handler meets it, too, and says so
-                self._sink_gave_up = True
+                if any(chunk.end for chunk in chunks):
+                    self._pending.extendleft(reversed(chunks))
+                elif self._sunk(chunks):
+                    return
             self._cond.notify()
+
+    def _sunk(self, chunks: list[Chunk]) -> bool:
+        """Whether the handler need not wake, its sink having sent them. _cond held."""
+        assert self._sink is not None
+        try:
+            if self._sink(chunks):
+                self._n_delivered += 1
+                return True
+        except Exception:  # one request's fault must not end the delivery of all others
+            log.exception("a fault while delivering text")
+            self._pending.extendleft(reversed(chunks))  # the handler meets it, too, and says so
+        self._sink_gave_up = True
+        return False
 
     # -- the handler
 

@@ -82,6 +82,35 @@ def test_text_goes_through_the_sink_and_the_end_to_the_handler() -> None:
     assert sunk == [[Chunk("ab")]], "an end is not for the sink"
 
 
+def test_an_end_that_comes_while_text_is_delivered_is_not_lost() -> None:
+    """The engine puts without the lock: at any moment, so also while the delivery looks at what is pending."""
+    stream, sunk, asked = new_stream(), list[Chunk](), threading.Event()
+
+    class Watched(Chunk):
+        """Is looked at: and at that moment the engine puts the end."""
+
+        def __getattribute__(self, name: str) -> object:
+            if name == "end" and not stream._ended[0]:
+                stream.put(Chunk("", END))
+            return super().__getattribute__(name)
+
+    def sink(chunks: list[Chunk]) -> bool:
+        sunk.extend(chunks)
+        return True
+
+    handler = Handler(stream, sink)
+    while handler.waits and not asked.wait(0.01):
+        with stream._cond:
+            waiting = stream._sink is not None
+        if waiting:
+            stream._pending.append(Watched("a"))
+            asked.set()
+            stream.deliver()
+            stream.deliver()  # of the end
+    assert [(chunk.text, chunk.end) for chunk in sunk] == [("a", None)]
+    assert handler.result() == [Chunk("", END)]
+
+
 @pytest.mark.parametrize("fault", [False, True])
 def test_a_sink_that_cannot_take_all_wakes_the_handler(fault: bool) -> None:
     stream, asked = new_stream(), threading.Event()
