@@ -55,6 +55,14 @@ SCHEMAS: list[dict[str, Any]] = [
         "additionalProperties": False,
     },
 ]
+# GBNF and what it comes to. The last one can be read in ever more ways: it may end in an error, and harms nobody else.
+GRAMMARS = {
+    'root ::= "yes" | "no"': "yes|no",
+    'root ::= word (" " word){0,3} "."\nword ::= [a-z]{1,6}': r"[a-z]{1,6}( [a-z]{1,6}){0,3}\.",
+    'root ::= ("日本" | [é-ü])+ "語"': "(日本|[é-ü])+語",
+    'root ::= "(" root ")" | [0-9]': r"\(*[0-9]\)*",
+    'root ::= a\na ::= "x" a "y" | "x" a "z" | "q"': "x*q[yz]*",
+}
 STOPS = [".", "e", " the", "named", "\n", "42", "日", "語é", "\N{REPLACEMENT CHARACTER}", "\x00never", "x" * 1000, "a", "th", '"']
 
 LIMITS = ("max_tokens", "max_completion_tokens", "n_predict")
@@ -115,6 +123,10 @@ ILLEGAL: list[tuple[dict[str, Any], str | None, bool]] = [
     ({"n": "two"}, "n", False),
     ({"logprobs": -1}, "logprobs", False),
     ({"logprobs": "all", "top_logprobs": 2}, "logprobs", False),
+    ({"grammar": "root ::= missing"}, "grammar", True),
+    ({"grammar": 'root ::= "x'}, "grammar", True),
+    ({"grammar": "root ::= root"}, "grammar", True),
+    ({"grammar": 'root ::= "x"', "json_schema": {}}, "json_schema", False),
     ({"prompt": None, "messages": None}, "prompt|messages", False),
     ({"prompt": ["x", []], "messages": []}, "prompt|messages", False),
     ({"prompt": ["x", 7], "messages": [{"role": "user"}]}, "prompt|messages[0].content", False),
@@ -174,6 +186,16 @@ class Asked:
         return self.body.get("json_schema") or (format_ and format_.get("json_schema", {}).get("schema", {"type": "object"}))
 
     @property
+    def constraint(self) -> str | None:
+        """The parameter that the answer is to follow."""
+        return next((name for name in ("grammar", "json_schema", "response_format") if self.body.get(name) is not None), None)
+
+    def is_followed_by(self, text: str) -> bool:
+        if (grammar := self.body.get("grammar")) is not None:
+            return re.fullmatch(GRAMMARS[grammar], text) is not None
+        return self.schema is None or follows(json.loads(text), self.schema) is None
+
+    @property
     def wants_logprobs(self) -> bool:
         return self.body.get("logprobs") is not None  # 0 on /v1/completions: of the chosen tokens alone
 
@@ -182,7 +204,7 @@ class Asked:
         """Only its limit can end it."""
         bias = self.body.get("logit_bias")
         forbids_all = isinstance(bias, list) and len(bias) >= N_COMMON_TOKENS - 1  # then anything may come, an end too
-        return bool(self.body.get("ignore_eos")) and not self.stops and self.schema is None and not forbids_all
+        return bool(self.body.get("ignore_eos")) and not self.stops and self.constraint is None and not forbids_all
 
     @property
     def param(self) -> str | None:
@@ -227,6 +249,8 @@ def random_request(r: Chance) -> Asked:
             body["response_format"] = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
     elif r.random() < 0.03:
         body["response_format"] = {"type": "json_object"}
+    elif r.random() < 0.1:
+        body["grammar"] = r.choice(list(GRAMMARS))
     if r.random() < 0.6:
         body["stream"] = True
         if r.random() < 0.7:
@@ -239,8 +263,8 @@ def random_request(r: Chance) -> Asked:
             body.pop("logit_bias", None)
         if "n_predict" in change or "max_tokens" in change:
             body = {name: value for name, value in body.items() if name not in LIMITS}
-        if "json_schema" in change:
-            body.pop("response_format", None)
+        if change.keys() & {"json_schema", "response_format", "grammar"}:
+            body = {name: value for name, value in body.items() if name not in ("json_schema", "response_format", "grammar")}
         return Asked(path, {**body, **change}, param, needs_model)
     return Asked(path, body)
 
@@ -286,6 +310,9 @@ def check_error(asked: Asked, status: int, error: dict[str, Any], models: Iterab
         assert asked.refused is None or asked.needs_model, f"{asked.refused} is to be refused first"
     elif asked.refused is not None:
         assert (status, code, error["param"]) == (400, "invalid_request", asked.param), error
+    elif asked.constraint is not None and code == "invalid_request":
+        assert error["param"] == asked.constraint == "grammar", error
+        assert "ways" in error["message"] or "steps" in error["message"], error
     else:
         prompt = "messages" if asked.is_chat else "prompt"
         assert (status, code, error["param"]) == (400, "context_length_exceeded", prompt), error
@@ -334,8 +361,9 @@ def check_stream(asked: Asked, frames: Sequence[Any], model: Model) -> str:
     """The finish reason of a stream, its first choice's, or the code of the error that cut it."""
     assert asked.refused is None, f"{asked.refused} was not refused"
     if "error" in frames[-1]:
-        assert frames[-1]["error"]["code"] == "model_switched", frames[-1]
-        return "model_switched"
+        error = frames[-1]["error"]
+        assert error["code"] == "model_switched" or (error["code"], error["param"]) == ("invalid_request", "grammar"), error
+        return str(error["code"])
     assert frames[-1] == "[DONE]", "no end"
     frames, usage = frames[:-1], None
     if asked.body.get("stream_options"):
@@ -375,8 +403,8 @@ def _check_choice(asked: Asked, prompt: Any, choice: Choice, model: Model) -> tu
     assert reason == "length" or not asked.never_ends
     clean = not asked.stops and not is_echo
     hindered = asked.body.get("ignore_eos") or asked.body.get("logit_bias")
-    if asked.schema is not None and reason == "stop" and clean and not hindered:
-        assert follows(json.loads(text), asked.schema) is None, text
+    if reason == "stop" and clean and not hindered:
+        assert asked.is_followed_by(text), text
     most = model.room(prompt) if asked.limit is None else min(model.room(prompt), asked.limit)
     least = most if reason == "length" else 1
     if asked.wants_logprobs:

@@ -241,11 +241,18 @@ section("echo", async () => {
   assert.equal(scored.usage.completion_tokens, 0);
 });
 
-const Friend = z.object({ name: z.string().max(10), kind: z.enum(["cat", "dog"]) });
+section("grammars", async () => {
+  const grammar = 'root ::= ("yes" | "no") " " [0-9]{3}';
+  assert.match((await complete({ grammar })).choices[0].text, /^(yes|no) [0-9]{3}$/);
+  const chunks = await all(chat({ grammar, stream: true }));
+  assert.match(chunks.map((chunk) => chunk.choices[0].delta.content ?? "").join(""), /^(yes|no) [0-9]{3}$/);
+});
+
+const Friend = z.object({ name: z.string().max(10), kind: z.enum(["cat", "dog"]), age: z.int().min(0).max(20) });
 const Tale = z.object({
   hero: z.string().max(10),
   good: z.boolean(),
-  age: z.union([z.literal(1), z.literal(2)]).nullable(),
+  age: z.int().nullable(),
   friends: z.array(Friend).max(2),
 });
 
@@ -259,8 +266,12 @@ section("json_objects", async () => {
 section("json_schemas", async () => {
   const schema = {
     type: "object",
-    properties: { name: { type: "string", maxLength: 10 }, kind: { enum: ["cat", "dog"] } },
-    required: ["name", "kind"],
+    properties: {
+      name: { type: "string", maxLength: 10 },
+      kind: { enum: ["cat", "dog"] },
+      age: { type: "integer", minimum: 0, maximum: 20 },
+    },
+    required: ["name", "kind", "age"],
     additionalProperties: false,
   };
   for (const seed of [0, 1, 2]) {

@@ -8,9 +8,11 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import re
 import sys
 import traceback
 from collections.abc import Callable
+from datetime import date
 from typing import Any, Literal
 
 import openai
@@ -296,15 +298,27 @@ def echo(client: OpenAI) -> None:
     assert scored.usage.completion_tokens == 0
 
 
+@section
+def grammars(client: OpenAI) -> None:
+    extra: dict[str, object] = {"grammar": 'root ::= ("yes" | "no") " " [0-9]{3}'}
+    text = client.completions.create(model=STORIES, prompt=ONCE, extra_body=extra).choices[0].text
+    assert re.fullmatch("(yes|no) [0-9]{3}", text)
+    streamed = client.chat.completions.create(model=STORIES, messages=STORY, extra_body=extra, stream=True)
+    told = "".join(chunk.choices[0].delta.content or "" for chunk in streamed)
+    assert re.fullmatch("(yes|no) [0-9]{3}", told)
+
+
 class Friend(BaseModel):
     name: str = Field(max_length=10)
     kind: Literal["cat", "dog"]
+    age: int = Field(ge=0, le=20)
 
 
 class Tale(BaseModel):
     hero: str = Field(max_length=10)
     good: bool
     age: int | None
+    born: date
     friends: list[Friend] = Field(max_length=2)
 
 
@@ -324,8 +338,12 @@ def json_objects(client: OpenAI) -> None:
 def json_schemas(client: OpenAI) -> None:
     schema: dict[str, object] = {
         "type": "object",
-        "properties": {"name": {"type": "string", "maxLength": 10}, "kind": {"enum": ["cat", "dog"]}},
-        "required": ["name", "kind"],
+        "properties": {
+            "name": {"type": "string", "maxLength": 10},
+            "kind": {"enum": ["cat", "dog"]},
+            "age": {"type": "integer", "minimum": 0, "maximum": 20},
+        },
+        "required": ["name", "kind", "age"],
         "additionalProperties": False,
     }
     for seed in range(3):
