@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests import tool_templates
 from tests.daemon import MODELS, ROOT, Daemon, demo_config
 
 PYTHON = ROOT / "tests" / "python" / "client.py"
@@ -37,9 +38,11 @@ def run(command: list[str], daemon: Daemon) -> Problems:
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    """With a model for embeddings, too."""
-    vectors = f"  - {{id: demo-vectors, path: {MODELS}/demo-stories.gguf, n_ctx: 1024, pooling: mean}}\n"
-    with Daemon(demo_config(tmp_path_factory.mktemp("daemon"), vectors)) as daemon:
+    """With a model for embeddings, and one whose template shows tools."""
+    more = f"  - {{id: demo-vectors, path: {MODELS}/demo-stories.gguf, n_ctx: 1024, pooling: mean}}\n"
+    template = json.dumps(tool_templates.HERMES)
+    more += f"  - {{id: demo-tools, path: {MODELS}/demo-stories.gguf, n_ctx: 4096, n_parallel: 2, chat_template: {template}}}\n"
+    with Daemon(demo_config(tmp_path_factory.mktemp("daemon"), more)) as daemon:
         yield daemon
 
 

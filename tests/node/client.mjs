@@ -4,10 +4,10 @@
 import assert from "node:assert/strict";
 
 import OpenAI from "openai";
-import { zodResponseFormat } from "openai/helpers/zod";
+import { zodFunction, zodResponseFormat } from "openai/helpers/zod";
 import { z } from "zod";
 
-const [STORIES, CALC, VECTORS] = ["demo-stories", "demo-calc", "demo-vectors"]; // the first is loaded
+const [STORIES, CALC, VECTORS, CALLER] = ["demo-stories", "demo-calc", "demo-vectors", "demo-tools"]; // the first is loaded
 const STORY = [{ role: "user", content: "Tell me a story." }];
 const ONCE = "Once upon a time";
 
@@ -359,6 +359,61 @@ section("embeddings", async () => {
     assert.ok(close(ids.data[0].embedding, plain.slice(0, 16).map((x) => x / beginning)));
     const long = await embed({ input: ["a", "word ".repeat(5000)] }).catch((error) => error);
     assert.deepEqual([long.status, long.code, long.param], [400, "context_length_exceeded", "input"]);
+  } finally {
+    await switchTo(STORIES);
+  }
+});
+
+const Weather = z.object({ city: z.string().max(10), unit: z.enum(["C", "F"]) });
+const Add = z.object({ terms: z.array(z.int()).min(1).max(3) });
+
+// The model knows of none: that they are required makes it call.
+section("tools", async () => {
+  const tools = [
+    zodFunction({ name: "Weather", description: "What is the weather like?", parameters: Weather }),
+    zodFunction({ name: "add", parameters: Add }),
+  ];
+  const asked = { model: CALLER, tools, tool_choice: "required", parallel_tool_calls: false, seed: 1, temperature: 1 };
+  const refused = await chat({ ...asked, model: STORIES }).catch((error) => error);
+  assert.deepEqual([refused.status, refused.param], [400, "tools"]);
+  await switchTo(CALLER);
+  try {
+    const [choice] = (await chat(asked)).choices;
+    assert.equal(choice.finish_reason, "tool_calls");
+    assert.equal(choice.message.content, null);
+    const [call, ...more] = choice.message.tool_calls;
+    assert.equal(more.length, 0);
+    assert.equal(call.type, "function");
+    assert.ok(call.id.startsWith("call_"));
+    const made = { Weather, add: Add }[call.function.name].parse(JSON.parse(call.function.arguments));
+
+    const chunks = await all(chat({ ...asked, stream: true }));
+    const parts = chunks.flatMap((chunk) => chunk.choices[0].delta.tool_calls ?? []);
+    assert.ok(parts.every((part) => part.index === 0));
+    assert.deepEqual(parts.filter((part) => part.id).map((part) => part.function.name), [call.function.name]);
+    assert.equal(parts.map((part) => part.function?.arguments ?? "").join(""), call.function.arguments);
+    assert.equal(chunks.at(-1).choices[0].finish_reason, "tool_calls");
+
+    const typed = { messages: STORY, ...asked };
+    const parsed = (await client.chat.completions.parse(typed)).choices[0].message.tool_calls[0];
+    assert.deepEqual(parsed.function.parsed_arguments, made);
+    const done = [];
+    const stream = client.chat.completions.stream(typed);
+    stream.on("tool_calls.function.arguments.done", (event) => done.push(event.name));
+    const [final] = (await stream.finalChatCompletion()).choices[0].message.tool_calls;
+    assert.deepEqual(final.function.parsed_arguments, made);
+    assert.deepEqual(done, [call.function.name]);
+
+    for (const name of ["Weather", "add"]) {
+      const named = await chat({ ...asked, tool_choice: { type: "function", function: { name } } });
+      assert.equal(named.choices[0].message.tool_calls[0].function.name, name);
+    }
+    const messages = [...STORY, choice.message, { role: "tool", tool_call_id: call.id, content: "42" }];
+    for (const tool_choice of ["auto", "none"]) {
+      const { message } = (await chat({ ...asked, messages, tool_choice, max_tokens: 5 })).choices[0];
+      assert.ok(message.content);
+      assert.equal(message.tool_calls, undefined);
+    }
   } finally {
     await switchTo(STORIES);
   }

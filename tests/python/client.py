@@ -19,7 +19,7 @@ import openai
 from openai import AsyncOpenAI, OpenAI
 from pydantic import BaseModel, Field
 
-STORIES, CALC, VECTORS = "demo-stories", "demo-calc", "demo-vectors"  # the first is loaded
+STORIES, CALC, VECTORS, CALLER = "demo-stories", "demo-calc", "demo-vectors", "demo-tools"  # the first is loaded
 STORY: list[Any] = [{"role": "user", "content": "Tell me a story."}]
 ONCE = "Once upon a time"
 
@@ -401,6 +401,7 @@ def errors(client: OpenAI) -> None:
 @section
 def many_at_once(client: OpenAI) -> None:
     async def ask() -> None:
+        asyncio.get_running_loop().slow_callback_duration = 60  # development mode tells of slow ones, and a busy machine has some
         async with AsyncOpenAI(base_url=client.base_url, api_key="none", max_retries=0, timeout=60) as many:
             answers = await asyncio.gather(
                 *(many.completions.create(model=STORIES, prompt=ONCE, max_tokens=20, seed=seed) for seed in range(12))
@@ -456,6 +457,75 @@ def embeddings(client: OpenAI) -> None:
         beginning = math.hypot(*plain[:16])
         assert all(abs(a - b / beginning) < 1e-4 for a, b in zip(ids.data[0].embedding, plain[:16], strict=True))
         assert refused(VECTORS, ["a", "word " * 5000]) == ("context_length_exceeded", "input")
+    finally:
+        switch(client, STORIES)
+
+
+class Weather(BaseModel):
+    """What is the weather like?"""
+
+    city: str = Field(max_length=10)
+    unit: Literal["C", "F"]
+
+
+class Add(BaseModel):
+    terms: list[int] = Field(min_length=1, max_length=3)
+
+
+@section
+def tools(client: OpenAI) -> None:
+    """The model knows of none: that they are required makes it call."""
+    both = [openai.pydantic_function_tool(Weather), openai.pydantic_function_tool(Add, name="add")]
+    asked: dict[str, Any] = {"messages": STORY, "tools": both, "tool_choice": "required", "seed": 1, "temperature": 1}
+    asked |= {"model": CALLER, "parallel_tool_calls": False}
+
+    refusal: openai.BadRequestError | None = None
+    try:
+        client.chat.completions.create(**{**asked, "model": STORIES})
+    except openai.BadRequestError as error:
+        refusal = error
+    assert refusal is not None, "a template that shows no tools was given some"
+    assert refusal.param == "tools"
+
+    switch(client, CALLER)
+    try:
+        choice = client.chat.completions.create(**asked).choices[0]
+        assert (choice.finish_reason, choice.message.content) == ("tool_calls", None)
+        (call,) = choice.message.tool_calls or []
+        assert call.type == "function"
+        call_id = call.id
+        assert call_id.startswith("call_")
+        name, arguments = call.function.name, call.function.arguments
+        kinds: dict[str, type[BaseModel]] = {"Weather": Weather, "add": Add}
+        made = kinds[name].model_validate_json(arguments)
+
+        chunks = [chunk.choices[0] for chunk in client.chat.completions.create(**asked, stream=True) if chunk.choices]
+        parts = [part for chunk in chunks for part in chunk.delta.tool_calls or []]
+        assert {part.index for part in parts} == {0}
+        assert [(part.type, part.function.name) for part in parts if part.id and part.function] == [("function", name)]
+        assert "".join(part.function.arguments or "" for part in parts if part.function) == arguments
+        assert chunks[-1].finish_reason == "tool_calls"
+
+        (parsed,) = client.chat.completions.parse(**asked).choices[0].message.tool_calls or []
+        assert parsed.function.parsed_arguments == made
+        with client.chat.completions.stream(**asked) as stream:
+            events = [event for event in stream if event.type == "tool_calls.function.arguments.done"]
+            (final,) = stream.get_final_completion().choices[0].message.tool_calls or []
+        assert [event.name for event in events] == [name]
+        assert final.function.parsed_arguments == made
+
+        for wanted in ("Weather", "add"):
+            named = {**asked, "tool_choice": {"type": "function", "function": {"name": wanted}}}
+            (call,) = client.chat.completions.create(**named).choices[0].message.tool_calls or []
+            assert call.type == "function"
+            assert call.function.name == wanted
+
+        result = {"role": "tool", "tool_call_id": call_id, "content": "42"}
+        talk = [*STORY, choice.message, result]
+        for free in ("auto", "none"):
+            after = client.chat.completions.create(**{**asked, "messages": talk, "tool_choice": free, "max_tokens": 5})
+            assert after.choices[0].message.content
+            assert after.choices[0].message.tool_calls is None
     finally:
         switch(client, STORIES)
 
