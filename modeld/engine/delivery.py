@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 from collections.abc import Iterable
 
 from modeld.engine.stream import TokenStream
 from modeld.threads import start_thread
+
+log = logging.getLogger("modeld.engine")
 
 
 class Delivery:
@@ -29,4 +32,7 @@ class Delivery:
     def _run(self) -> None:
         while (streams := self._steps.get()) is not None:
             for stream in streams:
-                stream.deliver()
+                try:
+                    stream.deliver()
+                except Exception:  # the thread's top: without it no stream of this model would be delivered to again
+                    log.exception("a fault while delivering; one stream may wait for its next step")
