@@ -86,19 +86,17 @@ def choose(sequence: Sequence, slots: list[Slot]) -> tuple[Slot, Reuse | None]:
 
 
 def _longest(sequence: Sequence, slots: list[Slot]) -> Reuse | None:
-    """The longest beginning that a slot holds, if it is worth taking."""
+    """The longest beginning that a slot holds, if it is worth taking; among equals that of a free slot: no copy."""
     wanted = sequence.tokens[: len(sequence.tokens) - 1]
-    best: Reuse | None = None
+    best: tuple[int, bool, Reuse] | None = None
     for slot in slots:
         held = slot.held
         shared = common_length(wanted, held)
-        if (
-            shared >= _least_shared(sequence, slot.sequence)
-            and shared * MAX_COPIED_PER_SHARED >= len(held)
-            and (best is None or shared > best.n_tokens)
-        ):
-            best = Reuse(slot.id, shared, len(held))
-    return best
+        if shared >= _least_shared(sequence, slot.sequence) and shared * MAX_COPIED_PER_SHARED >= len(held):
+            free = slot.sequence is None
+            if best is None or (shared, free) > best[:2]:
+                best = shared, free, Reuse(slot.id, shared, len(held))
+    return best[2] if best is not None else None
 
 
 def _least_missed(free: list[Slot], slots: list[Slot]) -> Slot:

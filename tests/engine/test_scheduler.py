@@ -210,6 +210,22 @@ def test_requests_that_share_a_beginning_wait_for_the_one_that_computes_it() -> 
     assert [row for row in step(scheduler) if row[0] > 1] == [(2, 100, 1, True), (3, 100, 1, True)]
 
 
+def test_who_comes_again_together_takes_each_a_slot_that_holds_the_beginning() -> None:
+    scheduler = Scheduler(n_slots=3, n_batch=1000, n_outputs=16)
+    shared = list(range(100))
+    first = [with_tokens([*shared, 500 + i]) for i in range(3)]
+    for one in first:
+        scheduler.add(one)
+    for _ in range(3):
+        step(scheduler)
+    for one in first:
+        scheduler.remove(one, keep_cells=True)
+    for i in range(3):
+        scheduler.add(with_tokens([*shared, 600 + i]))
+    placed = place_all(scheduler)
+    assert [(one.slot, one.reuse.source) for one in placed if one.reuse] == [(0, 0), (1, 1), (2, 2)], "nothing is copied"
+
+
 def test_short_beginnings_are_not_worth_it_and_cache_prompt_false_takes_and_leaves_nothing() -> None:
     scheduler = Scheduler(n_slots=3, n_batch=100, n_outputs=16)
     first = sequence(40)
