@@ -79,6 +79,8 @@ def groups(name: str, quick: bool) -> tuple[Group, ...]:
     if name == "w1":
         works = (stream(n, tokens, *((TTFT, GAP_P99) if n == 16 else ())) for n in some)
         return (Group("q05", 8192, 16, tuple(works)),)
+    if name == "w1-odd":
+        return (Group("q05", 8192, 16, tuple(stream(n, tokens) for n in ((7, 15) if quick else (3, 6, 7, 11, 15)))),)
     if name == "w1-holes":
         return (Group("q05", 8192, 16, (holes(0, 1, 2, 3), holes(0, 2, 5, 7))),)
     if name == "w2":
@@ -98,7 +100,7 @@ def groups(name: str, quick: bool) -> tuple[Group, ...]:
     raise ValueError(name)
 
 
-NAMES = ("w1", "w1-holes", "w2", "w3", "w4", "w7", "w8")
+NAMES = ("w1", "w1-odd", "w1-holes", "w2", "w3", "w4", "w7", "w8")
 
 
 @contextmanager

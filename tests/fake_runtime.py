@@ -187,6 +187,7 @@ class FakeRuntime:
         self.cells.pop(slot, None)
 
     can_cut = True
+    row_block = 1
 
     def truncate(self, slot: int, n_tokens: int) -> bool:
         if not self.can_cut:

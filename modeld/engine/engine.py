@@ -15,6 +15,7 @@ from modeld.engine.scheduler import Placed, Planned, Scheduler
 from modeld.engine.scoring import score_prompts, score_sampled
 from modeld.engine.sequence import Sequence
 from modeld.engine.stream import TokenStream
+from modeld.engine.width import Width
 from modeld.errors import EngineFailed, InvalidRequest, LoadFailed, ModeldError, QueueFull, RequestCancelled
 from modeld.llm.adapter import DecodeAborted, DecodeInvalid, NoKvRoom, Runtime, Span
 from modeld.threads import BIG_STACK_BYTES, start_thread
@@ -42,6 +43,7 @@ class Engine:
         self._on_death = on_death
         self._scheduler = Scheduler(runtime.n_slots, runtime.n_batch, runtime.n_outputs, shares=runtime.can_cut)
         self._pace = Pace(max_step_s)
+        self._width = Width(runtime.row_block)
         self._inbox = threading.Condition()
         # Guards the eight below; notified when a submission, a cancellation or the stop arrives. Never held in a decode.
         self._submitted: deque[Sequence] = deque()
@@ -237,7 +239,7 @@ class Engine:
         if not planned:
             return
         try:
-            self._decode(planned)
+            n_before = self._decode(planned)
         except DecodeAborted:
             for item in planned:
                 self._resync(item.sequence)
@@ -259,7 +261,7 @@ class Engine:
         ready = []
         for sequence, index in self._scheduler.commit(planned):
             if sequence.limit:
-                ready.append((sequence, index))
+                ready.append((sequence, n_before + index))
             else:
                 self._end(sequence, sequence.finish_prompt())
         if ready:
@@ -285,11 +287,13 @@ class Engine:
             self._delivery.step(self._touched)
             self._touched = {}
 
-    def _decode(self, planned: list[Planned]) -> None:
-        """Run the decode, open to be aborted, and measure it."""
+    def _decode(self, planned: list[Planned]) -> int:
+        """Run the decode, open to be aborted, and measure it. How many spans it had before the planned ones."""
         n_generating = sum(not item.sequence.in_prompt_phase for item in planned)
         rows = dict.fromkeys(self._scheduler.running, 0) | {item.sequence: len(item.span.tokens) for item in planned}
         n_prompt = sum(rows.values()) - n_generating
+        filling = [] if n_prompt else self._filling(planned)
+        n_before = sum(span.slot < planned[0].span.slot for span in filling)
         start = time.monotonic()
         with self._inbox:
             if self._stop is not None:
@@ -298,9 +302,10 @@ class Engine:
             self._decode_end_s = start + self._pace.expected_s(n_generating, n_prompt)
         lost = False
         try:
-            self._runtime.decode([item.span for item in planned])
+            self._runtime.decode([*filling[:n_before], *(item.span for item in planned), *filling[n_before:]])
         except DecodeAborted:
             lost = len(planned) > 1
+            self._drop(filling)
             raise
         finally:
             with self._inbox:
@@ -309,7 +314,25 @@ class Engine:
                 self._decode_lost = lost
                 if self._stop is None:
                     self._runtime.set_abort(False)
-        self._pace.measured(n_generating, n_prompt, time.monotonic() - start)
+        seconds = time.monotonic() - start
+        self._drop(filling)
+        self._pace.measured(n_generating, n_prompt, seconds)
+        if not n_prompt:
+            self._width.measured(len(planned) + len(filling), seconds)
+        return n_before
+
+    def _filling(self, planned: list[Planned]) -> list[Span]:
+        """Rows that nobody needs, where a step with them is cheaper than one without."""
+        n, n_slots = len(planned), self._runtime.n_slots
+        n_more = self._width.choose(n, n_slots - n) - n
+        if not n_more:
+            return []
+        return self._scheduler.filling(n_more, self._runtime.n_ctx_slot, planned[0].span.tokens[0])
+
+    def _drop(self, filling: list[Span]) -> None:
+        """What filled a step goes; what ended sequences left in those slots stays."""
+        for span in filling:
+            self._runtime.truncate(span.slot, span.pos)
 
     def _resync(self, sequence: Sequence) -> None:
         """After an abort: finished ubatches stay in the cache, and the last token is decoded again for its logits."""

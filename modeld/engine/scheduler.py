@@ -184,6 +184,21 @@ class Scheduler:
         planned.sort(key=lambda item: item.span.slot)
         return planned
 
+    def filling(self, n: int, n_ctx_slot: int, token: int) -> list[Span]:
+        """`n` rows that nobody needs, by slot, behind what ended sequences left in free slots; none if so many are not free.
+
+        The caller drops them after the decode. The slots lie next to the used ones, so that libllama's pass is not split.
+        """
+        used = [slot.id for slot in self._running.values()]
+        above, below = self._slots[max(used) + 1 :], self._slots[: min(used)][::-1]
+        spans: list[Span] = []
+        for side in (above, below):
+            for slot in side:
+                if len(spans) == n or len(slot.cached) >= n_ctx_slot:
+                    break
+                spans.append(Span(slot.id, len(slot.cached), [token], True))
+        return sorted(spans, key=lambda span: span.slot) if len(spans) == n else []
+
     def commit(self, planned: list[Planned]) -> list[tuple[Sequence, int]]:
         """The decode of `planned` is done: the sequences that have logits now, with the index of their span."""
         ready = []

@@ -106,6 +106,7 @@ class Runtime(Protocol):
     n_ctx_slot: int  # positions that one sequence may take
     n_batch: int  # rows of one decode, at most, and at least n_slots
     n_outputs: int  # rows of one decode that may get logits, at least n_slots
+    row_block: int  # rows that the matrix kernels may compute together (engine.width); 1: they do not
     can_cut: bool  # truncate and copy work; not for recurrent memories and sliding windows
     pooling: str | None  # none | mean | cls | last: it gives embeddings, and nothing is sampled; None: it generates
 

@@ -20,6 +20,8 @@ from modeld.types import ChatMessage, LoadedModel, ModelSpec, SamplingParams, St
 
 log = logging.getLogger("modeld.engine")
 
+_ROW_BLOCK = 4  # the activations' block in ggml-cpu's repacked gemm (repack.cpp, ggml_quantize_mat_q8_0_4x8 and its like)
+
 
 class LlamaRuntime:
     """One loaded model with its context. Loaded by the switch thread; see adapter.Runtime for who may call what."""
@@ -52,6 +54,7 @@ class LlamaRuntime:
         self._candidates: Candidates | None = None  # made for the first grammar or logprob
         self._likelihoods: Likelihoods | None = None
         self.can_cut = self._model.can_cut
+        self.row_block = _ROW_BLOCK if self.can_cut else 1  # rows that only fill a step are cut off again
         self.pooling = self._context.pooling
         template = spec.chat_template or self._model.chat_template
         bos, eos = self._special_piece(self._vocab.bos), self._special_piece(self._vocab.eos)

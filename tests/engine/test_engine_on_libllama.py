@@ -1,4 +1,4 @@
-"""The engine on the real libllama: what aborted decodes cost the others, which is nothing."""
+"""The engine on the real libllama: what aborted decodes and rows that fill a step cost the others, which is nothing."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 
 from modeld.engine.pace import Pace
 from modeld.engine.runner import EngineRunner
+from modeld.engine.width import Width
 from modeld.errors import ModelSwitched
 from modeld.llm.adapter import DecodeAborted, Span
 from modeld.llm.runtime import LlamaRuntime
@@ -59,3 +60,35 @@ def test_clients_that_leave_in_the_middle_of_a_decode_cost_the_others_nothing(mo
     finally:
         runner.close(ModelSwitched("the test is over"))
         runner.free()
+
+
+def test_rows_that_fill_a_step_change_nobodys_text_and_keep_what_is_cached(monkeypatch: pytest.MonkeyPatch) -> None:
+    widths: list[int] = []
+    decode = LlamaRuntime.decode
+
+    def watched(self: LlamaRuntime, spans: Sequence[Span]) -> None:
+        widths.append(len(spans))
+        decode(self, spans)
+
+    monkeypatch.setattr(LlamaRuntime, "decode", watched)
+    cached = "Once there was a girl who had a dog and a cat and a bird and they all went out"
+    texts = []
+    for fill in (False, True):
+        monkeypatch.setattr(Width, "choose", lambda self, n, n_room, fill=fill: min(n + n_room, 4) if fill else n)
+        runner = EngineRunner(STORIES, LlamaRuntime, lambda step, pct: True, lambda error: None, queue_size=8)
+        try:
+            widths.clear()
+            streams = [runner.submit(GenerateRequest("r", (text,), max_tokens=8, sampling=GREEDY)) for text in ("A", "B", cached)]
+            for stream in streams:
+                collect(stream)
+            texts.append([collect(runner.submit(request(start, N_TOKENS)))[0] for start in STARTS])
+            end = collect(runner.submit(GenerateRequest("r", (cached,), max_tokens=8, sampling=GREEDY)))[1]
+            assert isinstance(end, Finished)
+            assert end.usage.cached_tokens == end.usage.prompt_tokens - 1, (
+                "it was cached in a slot whose next cell the filling used"
+            )
+            assert (max(widths[-5:]) == 4) is fill
+        finally:
+            runner.close(ModelSwitched("the test is over"))
+            runner.free()
+    assert texts[0] == texts[1]
