@@ -72,9 +72,9 @@ def _least_shared(sequence: Sequence, other: Sequence | None) -> int:
     return 1 if other is not None and sequence.is_sibling_of(other) else MIN_SHARED
 
 
-def choose(sequence: Sequence, slots: list[Slot]) -> tuple[Slot, Reuse | None]:
-    """A free slot for the sequence, and what it can take over. At least one slot is free."""
-    best = _longest(sequence, slots) if sequence.takes_over else None
+def choose(sequence: Sequence, slots: list[Slot], *, shares: bool = True) -> tuple[Slot, Reuse | None]:
+    """A free slot for the sequence, and what it can take over: nothing without `shares`. At least one slot is free."""
+    best = _longest(sequence, slots) if shares and sequence.takes_over else None
     free = [slot for slot in slots if slot.sequence is None]
     if best is not None:
         source = next(slot for slot in slots if slot.id == best.source)

@@ -118,7 +118,7 @@ class Scheduler:
         for sequence in self._waiting:
             if self._shares and prefix.is_being_computed(sequence, self._running):
                 continue
-            slot, reuse = prefix.choose(sequence, self._slots)
+            slot, reuse = prefix.choose(sequence, self._slots, shares=self._shares)
             self._waiting.remove(sequence)
             slot.sequence, slot.cached = sequence, ()
             self._running[sequence] = slot

@@ -420,6 +420,25 @@ def test_memory_that_cannot_be_cut_is_neither_shared_nor_moved() -> None:
     assert not runtime.copies
 
 
+def test_memory_that_cannot_be_cut_is_not_taken_from_a_running_sequence() -> None:
+    runtime = FakeRuntime()
+    runtime.can_cut = False
+    runner = open_fake(runtime)
+    runtime.gate.shut()
+    first = runner.submit(request("s" * 25))
+    runtime.gate.let(1)  # its cells are there, and it goes on
+    runtime.gate.wait_arrived(WARMUP + 2)
+    second = runner.submit(request("s" * 25 + "x"))
+    runtime.gate.open()
+    for stream in (first, second):
+        text, end = collect(stream)
+        assert text == "abcdefghij"
+        assert isinstance(end, Finished)
+        assert end.usage.cached_tokens == 0
+    runner.close(ModelSwitched("over"))
+    runner.free()
+
+
 def test_holes_are_closed_by_moving_the_outermost_sequence(runner: EngineRunner, runtime: FakeRuntime) -> None:
     runtime.gate.shut()
     streams = [runner.submit(request(letter * 3)) for letter in "uvwx"]
