@@ -100,6 +100,7 @@ class Machine:
         self._n_memo = 0
         self._work = 0
         self.dead = State(self, (), False)
+        self.start = self.dead  # while it is being found
         self.start = self._state({}, [(self._network.root, self._tail(frozenset({(_END, None)})))])
 
     def after(self, state: State, column: int) -> State:
@@ -223,6 +224,8 @@ class Machine:
             self._states.clear()
             self._tails.clear()
             self._ahead.clear()
+            # It is in use for ever, and would hold all that texts that begin anew bring it to know.
+            self._states[frozenset(self.start.readings), self.start.may_end] = self.start
 
 
 class _Network:

@@ -170,6 +170,21 @@ def test_what_is_remembered_is_bounded_and_changes_nothing(monkeypatch):
         assert len(machine._states) <= 200
 
 
+def test_what_was_forgotten_is_not_held_by_where_all_texts_begin(monkeypatch):
+    monkeypatch.setattr(gbnf_machine, "MAX_MEMO", 2000)
+    machine = machine_of('root ::= ("a" root "A" | "b" root "B" | "c" root "C")?')
+    chance = random.Random(4)
+    for _ in range(300):
+        behind(machine, "".join(chance.choices("abc", k=50)))
+    held, todo = {machine.start}, [machine.start]
+    while todo:
+        new = set(todo.pop().values()) - held
+        held |= new
+        todo += new
+    assert len(held) <= len(machine._states) + 1  # the dead one
+    assert machine.start in machine._states.values()
+
+
 def test_a_text_may_not_nest_without_end():
     machine = machine_of('root ::= "(" root ")" | "x"')
     assert takes(machine, "(" * 15_000 + "x" + ")" * 15_000)
