@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 from array import array
 from collections.abc import Iterable
@@ -96,9 +97,7 @@ class Sequence:
 
     def score_prompt(self, logprob: TokenLogprob) -> None:
         """The next token of the prompt; the first one has None for its logprob."""
-        before = self._prompt_logprobs[-1] if self._prompt_logprobs else None
-        offset = before.offset + len(before.piece.decode("utf-8", "replace")) if before is not None else 0
-        self._prompt_logprobs.append(dataclasses.replace(logprob, offset=offset))
+        self._prompt_logprobs.append(logprob)
 
     def finish_prompt(self) -> Chunk:
         """The end of a sequence that was asked for no token of its own."""
@@ -132,9 +131,21 @@ class Sequence:
         if not self._opened:
             self._opened = True
             text = self._echo + text
-            logprobs += self._prompt_logprobs
+            logprobs += self._placed_in_echo()
         while self._unshown and (self._unshown[0][0] <= self._n_shown or end is not None):
             _, logprob = self._unshown.pop(0)
             if not cut or logprob.offset < len(self._echo) + self._n_shown:
                 logprobs.append(logprob)
         return Chunk(text, end, self.index, tuple(logprobs))
+
+    def _placed_in_echo(self) -> list[TokenLogprob]:
+        """The prompt's logprobs with their offsets. What the tokens have beyond the echo is at its beginning: a BOS, a space."""
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        starts = [0]
+        for logprob in self._prompt_logprobs:
+            starts.append(starts[-1] + len(decoder.decode(logprob.piece)))
+        n_beyond = max(0, starts[-1] + len(decoder.decode(b"", final=True)) - len(self._echo))
+        return [
+            dataclasses.replace(logprob, offset=max(0, start - n_beyond))
+            for logprob, start in zip(self._prompt_logprobs, starts, strict=False)
+        ]

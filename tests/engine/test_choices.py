@@ -14,7 +14,7 @@ from modeld.engine.stream import TokenStream
 from modeld.errors import InvalidRequest, ModelSwitched, QueueFull, RequestCancelled
 from modeld.llm.adapter import DecodeInvalid
 from modeld.types import Chunk, Failed, Finished, GenerateRequest, ModelSpec
-from tests.fake_runtime import FakeRuntime, load_fake
+from tests.fake_runtime import EOG, FakeRuntime, load_fake
 
 WARMUP = 1
 PROMPT = "a beginning of some length"  # longer than what is worth sharing
@@ -234,3 +234,18 @@ def test_prompt_logprobs_survive_an_aborted_decode(runner: EngineRunner, runtime
     assert b"".join(item.piece for item in items) == b"scored prompta"
     assert re.fullmatch(r"scored prompta", "".join(texts([[Chunk(item.piece.decode())] for item in items])))
     collect(long, 1)
+
+
+def test_offsets_of_an_echo_count_its_characters(
+    runner: EngineRunner, runtime: FakeRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tokenize(text: str, **_: bool) -> list[int]:
+        return [EOG, *text.encode()]  # a token before the text that the text does not have, as a BOS
+
+    monkeypatch.setattr(runtime, "tokenize", tokenize)
+    (chunks,) = collect(runner.submit(request("aé-", echo=True, n_top_logprobs=0, max_tokens=2)), 1)
+    items = [item for chunk in chunks for item in chunk.logprobs]
+    assert "".join(chunk.text for chunk in chunks) == "aé-ab"
+    assert [(item.piece, item.offset) for item in items] == [
+        (b"<eog>", 0), (b"a", 0), (b"\xc3", 1), (b"\xa9", 1), (b"-", 2), (b"a", 3), (b"b", 4),
+    ]  # fmt: skip
