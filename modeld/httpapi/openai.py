@@ -156,8 +156,9 @@ def _stream_writes(
     chunks: list[Chunk] | None = first
     opening = frames.opening()
     while True:
+        late = time.monotonic() >= until  # after the look at what is pending: what ended in time is no timeout
         if chunks is None:
-            if time.monotonic() >= until:
+            if late:
                 raise _timed_out(generation)
             yield (sse.KEEP_ALIVE,)
         else:
@@ -171,6 +172,8 @@ def _stream_writes(
                 return
             yield write
             _raise_failure(chunks)
+            if late:  # a client that reads slowly finds something pending each time
+                raise _timed_out(generation)
         chunks = generation.take(request.limits.heartbeat_s, write_text, until)
 
 

@@ -79,6 +79,15 @@ def test_a_generation_that_takes_too_long_is_cancelled_and_says_so(client: RawCl
     assert service.generation().cancelled.is_set()
 
 
+@pytest.mark.parametrize("limits", [Limits(generation_s=0.2)])
+def test_a_stream_that_has_always_more_to_send_is_cancelled_in_time_too(client: RawClient, service: FakeService):
+    service.script = ("x",) * 50_000
+    frames = data_frames(client.request("POST", "/v1/completions", {"prompt": "x", "stream": True}).body)
+    assert 1 < len(frames) < 50_000
+    assert frames[-1]["error"]["code"] == "generation_timeout"
+    assert service.generation().cancelled.is_set()
+
+
 @pytest.mark.parametrize("limits", [Limits(generation_s=0.3, heartbeat_s=0.05)])
 def test_a_stream_that_takes_too_long_ends_with_an_error_frame(client: RawClient, service: FakeService):
     service.script = ("Hello",)
