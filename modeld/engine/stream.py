@@ -55,7 +55,8 @@ class TokenStream:
         with self._cond:
             if not self._pending:
                 return  # the handler was there first
-            if self._sink is not None:
+            # A sink that could not take all keeps the rest for its handler, which wakes late under load: nothing may pass it.
+            if self._sink is not None and not self._sink_gave_up:
                 # Taken out before it is looked at: the engine may add to what is pending at any moment, an end, too.
                 chunks = self._drained()
                 if any(chunk.end for chunk in chunks):

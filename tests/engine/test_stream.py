@@ -132,6 +132,25 @@ def test_a_sink_that_cannot_take_all_wakes_the_handler(fault: bool) -> None:
     assert handler.result() == ([Chunk("a")] if fault else [])
 
 
+def test_a_sink_that_gave_up_gets_nothing_more_before_its_handler_woke() -> None:
+    stream = new_stream()
+    sunk: list[list[Chunk]] = []
+
+    def sink(chunks: list[Chunk]) -> bool:
+        sunk.append(chunks)
+        return False
+
+    handler = Handler(stream, sink)
+    while not sunk:
+        with stream._cond:  # which keeps the handler from waking between the two
+            if stream._sink is not None:
+                for text in "ab":
+                    stream.put(Chunk(text))
+                    stream.deliver()
+    assert handler.result() == [Chunk("b")]
+    assert sunk == [[Chunk("a")]], "the sink's owner has not sent the rest of a yet"
+
+
 def test_text_that_flows_through_the_sink_keeps_the_time_from_running_out() -> None:
     stream, sunk = new_stream(), threading.Semaphore(0)
 
