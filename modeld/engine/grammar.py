@@ -106,14 +106,14 @@ class _Converter:
         self._schema = schema
         self._prefix = prefix
         self.rules: dict[str, str] = {}
-        self._refs: dict[str, str] = {}  # $ref -> its rule
-        self._n_subschemas = 0
+        self._refs: dict[int, str] = {}  # id of what a $ref leads to -> its rule: one place has many spellings (%61 is a)
+        self._n_parts = 0  # subschemas, and the values of enums
 
     def rule(self, schema: object, at: str, depth: int) -> str:
         """The name of a rule for the subschema."""
-        self._n_subschemas += 1
-        if depth > MAX_DEPTH or self._n_subschemas > MAX_RULES:
-            self._refuse(at, f"nests deeper than {MAX_DEPTH} or has more than {MAX_RULES} parts")
+        if depth > MAX_DEPTH:
+            self._refuse(at, f"nests deeper than {MAX_DEPTH}")
+        self._count(1, at)
         if schema is True:
             return "value"
         if not isinstance(schema, dict):
@@ -138,6 +138,7 @@ class _Converter:
         if not isinstance(value, list) or not value:
             self._refuse(at, "must be an array with at least one item")
         if keyword == "enum":
+            self._count(len(value), at)
             return self._literals(value, schema, at)
         if keyword == "allOf" and len(value) != 1:
             self._refuse(at, "is supported with one item only")
@@ -147,10 +148,10 @@ class _Converter:
     def _reference(self, ref: object, at: str, depth: int) -> str:
         target = self._target(ref, at)
         assert isinstance(ref, str)
-        if ref not in self._refs:
-            name = self._refs[ref] = self._new("")  # before its body, which may refer to it
+        if id(target) not in self._refs:
+            name = self._refs[id(target)] = self._new("")  # before its body, which may refer to it
             self.rules[name] = self.rule(target, ref[1:], depth + 1)
-        return self._refs[ref]
+        return self._refs[id(target)]
 
     def _target(self, ref: object, at: str) -> object:
         if not isinstance(ref, str) or not (ref == "#" or ref.startswith("#/")):
@@ -281,6 +282,7 @@ class _Converter:
         for name in required:
             if name not in properties:
                 self._refuse(f"{at}/required", f"names {name[:80]!r}, which properties lacks")
+        wanted = frozenset(required)
         others = schema.get("additionalProperties", "properties" not in schema)
         if not isinstance(others, (bool, dict)):
             self._refuse(f"{at}/additionalProperties", "must be a boolean or a schema")
@@ -294,7 +296,7 @@ class _Converter:
         for name, inner in reversed(properties.items()):
             key = json.dumps(name, ensure_ascii=False)
             pair = self._new(f"{literal(key + ':')} ws {self.rule(inner, f'{at}/properties/{_escaped(name)}', depth + 1)} ws")
-            if name in required:
+            if name in wanted:
                 head, tail = self._new(f"{pair} {tail}"), self._new(f'"," ws {pair} {tail}')
             else:
                 head, tail = self._new(f"{pair} {tail} | {head}"), self._new(f'("," ws {pair})? {tail}')
@@ -319,6 +321,11 @@ class _Converter:
         if len(alternates) == 1 and not alternates[0].startswith('"'):
             return alternates[0]
         return self._new(" | ".join(alternates))
+
+    def _count(self, n_parts: int, at: str) -> None:
+        self._n_parts += n_parts
+        if self._n_parts > MAX_RULES:
+            self._refuse(at, f"is too much: the schema has more than {MAX_RULES} parts and values of enums")
 
     def _new(self, body: str) -> str:
         name = f"{self._prefix}{len(self.rules)}"
