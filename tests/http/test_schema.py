@@ -307,6 +307,8 @@ def test_minus_one_asks_for_a_fresh_seed_whatever_the_models_entry_says():
 
 
 def test_llama_servers_list_of_biases():
+    added_up = completion(logit_bias=[[5, 1.5], [6, False], [6, 2], *[[5, 1]] * 1000]).generate.sampling.logit_bias
+    assert added_up == ((5, 1001.5), (6, -math.inf)), "one for each token, however many were given"
     assert completion(logit_bias=[[5, 1], [6, False]]).generate.sampling.logit_bias == ((5, 1.0), (6, -math.inf))
 
 
