@@ -270,6 +270,10 @@ _UNSUPPORTED_COMPLETION: Mapping[str, Callable[[object], bool]] = {
     **_UNSUPPORTED,
     "best_of": _one,
     "suffix": lambda value: value == "",
+    # chat's
+    "tools": _empty,
+    "tool_choice": lambda value: value in ("none", "auto"),
+    "top_logprobs": _not_positive,
 }
 _UNSUPPORTED_CHAT: Mapping[str, Callable[[object], bool]] = {
     **_UNSUPPORTED,
@@ -284,6 +288,10 @@ _UNSUPPORTED_CHAT: Mapping[str, Callable[[object], bool]] = {
     "reasoning_format": lambda value: value in ("none", "auto"),
     "reasoning_effort": lambda value: value == "none",
     "verbosity": lambda value: value == "medium",
+    # completions'
+    "best_of": _one,
+    "suffix": lambda value: value == "",
+    "echo": _false,
 }
 
 

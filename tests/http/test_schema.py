@@ -236,6 +236,12 @@ def test_what_is_known_but_not_served_is_refused_where_it_asks_for_something(par
         (completion, "best_of", 2, 1),
         (completion, "suffix", "x", ""),
         (chat, "functions", [{}], []),
+        (chat, "echo", True, False),
+        (chat, "best_of", 2, 1),
+        (chat, "suffix", "x", ""),
+        (completion, "tools", [{}], []),
+        (completion, "tool_choice", "required", "auto"),
+        (completion, "top_logprobs", 1, 0),
         (chat, "function_call", "auto", "none"),
         (chat, "audio", {}, None),
         (chat, "modalities", ["text", "audio"], ["text"]),
@@ -274,7 +280,7 @@ def test_logprobs_are_asked_for_in_two_ways(parse, given, n_top):
         (chat, {"logprobs": 5}, "logprobs"),
         (chat, {"top_logprobs": 5}, "top_logprobs"),
         (chat, {"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
-        (chat, {"echo": True, "max_tokens": 0}, "max_tokens"),
+        (chat, {"max_tokens": 0}, "max_tokens"),
     ],
 )
 def test_logprobs_and_echo_that_are_refused(parse, given, param):
