@@ -198,7 +198,7 @@ class FakeRuntime:
     def copy(self, source: int, target: int) -> None:
         assert self.can_cut
         assert source != target
-        self.cells[target] = list(self.cells[source])
+        self.cells[target] = list(self.cells.get(source, ()))
         self.copies.append((source, target))
 
     def n_past(self, slot: int) -> int:
