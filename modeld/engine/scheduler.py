@@ -10,6 +10,8 @@ from modeld.engine.prefix import Reuse, Slot
 from modeld.engine.sequence import Sequence
 from modeld.llm.adapter import Span
 
+MIN_ROWS_SAT_OUT = 16  # of each prompt; with fewer the streams' rows are welcome in the same pass
+
 
 @dataclass(frozen=True, slots=True)
 class Planned:
@@ -159,19 +161,24 @@ class Scheduler:
         Prompts share what is left of n_batch in order of admission; one that does not fit goes on in the next decode.
         While sequences are in the generation phase, prompts get `prompt_budget` rows at most (>= 1), unless those that wait
         for their first token are the majority and one decode reads all of them: then a single long step serves more, and
-        16 streams that begin together run at full width 10 % sooner.
+        16 streams that begin together run at full width 10 % sooner. The streams sit it out, unless it is short: their few
+        rows would cost a pass over all weights, for a token each that would not come earlier than a step after it.
         """
         to_read = [len(sequence.tokens) - sequence.n_cached for sequence in self._running if sequence.in_prompt_phase]
         n_generating = len(self._running) - len(to_read)
         room = self._n_batch - n_generating
-        if n_generating and (len(to_read) <= n_generating or sum(to_read) > room):
+        in_budget = n_generating > 0 and (len(to_read) <= n_generating or sum(to_read) > room)
+        if in_budget:
             room = min(room, prompt_budget)
+        sit_out = not in_budget and min(to_read, default=0) >= MIN_ROWS_SAT_OUT and not any(s.is_scoring for s in self._running)
         # Each sequence asks for the logits of one row, except those that want to know about every token of their prompt.
         n_outputs = self._n_outputs - sum(not sequence.is_scoring for sequence in self._running)
         planned = []
         for sequence, slot in self._running.items():
             start, is_scoring = sequence.n_cached, sequence.is_scoring
             if not sequence.in_prompt_phase:
+                if sit_out:
+                    continue
                 rows = sequence.tokens[start:]
             elif (n_most := min(room, n_outputs) if is_scoring else room) > 0:
                 rows = sequence.tokens[start : start + n_most]
