@@ -26,7 +26,8 @@ class Width:
     def choose(self, n: int, n_room: int) -> int:
         """Rows for a step of `n` streams: n, or up to `n_room` more."""
         filled = -(-n // self._block) * self._block
-        if filled == n or filled - n > n_room:
+        # Each row that is left over costs what one row alone does: to fill up with as many as there are can not pay.
+        if filled - n >= n or filled - n > n_room or filled == n:
             return n
         for width in (n, filled):
             if self._n_tries.get(width, 0) < _TRIES:

@@ -32,8 +32,13 @@ def run(width: Width, n: int, n_steps: int, n_room: int = 8, costs: dict[int, fl
 
 def test_both_widths_are_tried_and_the_cheaper_one_is_kept() -> None:
     assert run(Width(4), 7, 6) == [7, 7, 8, 8, 8, 8]
-    assert run(Width(4), 2, 6) == [2, 2, 4, 4, 2, 2]
-    assert run(Width(4), 1, 6) == [1, 1, 4, 4, 1, 1]
+    assert run(Width(4), 5, 6, costs={5: 36.0, 8: 38.0}) == [5, 5, 8, 8, 5, 5]
+
+
+def test_one_or_two_streams_are_never_filled_up_to_four() -> None:
+    assert run(Width(4), 1, 6) == [1] * 6
+    assert run(Width(4), 2, 6) == [2] * 6
+    assert run(Width(4), 3, 6) == [3, 3, 4, 4, 4, 4]
 
 
 def test_full_blocks_are_left_alone() -> None:
