@@ -64,7 +64,8 @@ def command_of(name: str, settings: Settings, port: int, folder: Path) -> list[s
 def said(command: list[str]) -> str:
     """The command line for people: our paths relative, modeld's registry with its entry."""
     text = shlex.join(command).replace(f"{ROOT}/", "")
-    if command[-1].endswith(".yaml"):
+    if command[-1].endswith(".yaml"):  # in a folder for this run; its content says more than its path
+        text = text.replace(f"{Path(command[-1]).parent}/", "")
         text += "  # " + " ".join(Path(command[-1]).read_text().replace(f"{ROOT}/", "").split())
     return text
 

@@ -26,6 +26,8 @@ queue_log = logging.getLogger("modeld.queue")
 
 # A slot whose client left is to be free within 50 ms; sampling for the others comes on top of what a decode still takes.
 MAX_WAIT_FOR_SLOT_S = 0.03
+# What the first of several requests waits for the others: as long as they keep coming, and for one that comes alone.
+MAX_GATHER_S, QUIET_S = 0.02, 0.001
 
 
 class Engine:
@@ -199,6 +201,8 @@ class Engine:
         with self._inbox:
             self._n_busy = self._scheduler.n_busy
             self._inbox.wait_for(lambda: self._submitted or self._cancelled or self._stop is not None or self._scheduler.has_work)
+            if not self._scheduler.has_work:
+                self._gather()
             if self._stop is not None:
                 return False
             submitted, self._submitted = self._submitted, deque()
@@ -222,6 +226,19 @@ class Engine:
         with self._inbox:
             self._n_busy = self._scheduler.n_busy
         return True
+
+    def _gather(self) -> None:
+        """Nothing runs yet: wait a moment for requests that come together with the first one. _inbox held.
+
+        Alone it would have a decode of its own, and then sit out theirs. Who is being tokenized is known; who is still being
+        read is not, so one more quiet millisecond passes after each.
+        """
+        until = time.monotonic() + MAX_GATHER_S
+        while self._stop is None and not self._cancelled:
+            n_before, left_s = self._n_open, until - time.monotonic()
+            known = len(self._submitted) < n_before
+            if left_s <= 0 or not (self._inbox.wait(left_s if known else min(left_s, QUIET_S)) or self._n_open > n_before):
+                return
 
     def _take_over(self, placed: Placed) -> None:
         """Bring the slot's cells to what the sequence shares with others, or empty them."""
