@@ -181,7 +181,6 @@ class Daemon:
         deadline = time.monotonic() + DEADLINE_S
         while not wanted(status := self.get("/status")):
             assert time.monotonic() < deadline, f"not within {DEADLINE_S} s: {status}"
-            time.sleep(0.01)
         return dict(status)
 
     def events(self, last_event_id: str | None = None) -> EventReader:
