@@ -122,7 +122,7 @@ ILLEGAL: list[tuple[dict[str, Any], str | None, bool]] = [
     ({"n": 129}, "n", False),
     ({"n": "two"}, "n", False),
     ({"logprobs": -1}, "logprobs", False),
-    ({"logprobs": "all", "top_logprobs": 2}, "logprobs", False),
+    ({"logprobs": "all", "top_logprobs": 2}, "top_logprobs|logprobs", False),
     ({"grammar": "root ::= missing"}, "grammar", True),
     ({"grammar": 'root ::= "x'}, "grammar", True),
     ({"grammar": "root ::= root"}, "grammar", True),
