@@ -1,12 +1,13 @@
 """What is modeld configured to do? YAML, environment and flags -> Config; errors name file, line and key path.
 
-Two tables, SERVER_KEYS and MODEL_KEYS, say of every key what it takes, its default and what it is for; they drive the
-parsing and docs/configuration.md.
+Three tables, SERVER_KEYS, SWITCHING_KEYS and MODEL_KEYS, say of every key what it takes, its default and what it is for; they
+drive the parsing and docs/configuration.md.
 """
 
 from __future__ import annotations
 
 import difflib
+import enum
 import math
 import os
 import re
@@ -17,6 +18,7 @@ from typing import Any
 
 from modeld import yamltree
 from modeld.errors import ConfigError
+from modeld.policy import AtStart, OnBusy, OnFailure, OnInflight, Strategy, SwitchPolicy
 from modeld.types import ModelSpec
 from modeld.yamltree import Node
 
@@ -40,6 +42,7 @@ class Config:
     models: tuple[ModelSpec, ...]
     default_model: str | None  # loaded at start
     path: Path
+    switching: SwitchPolicy = field(default_factory=SwitchPolicy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +105,20 @@ def _choice(*names: str) -> Kind:
     return Kind("one of " + ", ".join(names), parse)
 
 
+def _member(kind: type[enum.StrEnum]) -> Kind:
+    by_name = _choice(*kind)
+    return Kind(by_name.expected, lambda node: kind(str(by_name.parse(node))))
+
+
+def _truth() -> Kind:
+    def parse(node: Node) -> bool:
+        if not isinstance(node.value, bool):
+            raise ValueError
+        return node.value
+
+    return Kind("true or false", parse)
+
+
 def _or_null(kind: Kind) -> Kind:
     return Kind(f"{kind.expected}, or null", lambda node: None if node.value is None else kind.parse(node))
 
@@ -143,6 +160,26 @@ SERVER_KEYS: tuple[Key, ...] = (
     Key("generation_timeout_s", _whole(0, 86_400), "0", "What a generation may take, the queue included; 0: no limit."),
     Key("log_level", _choice("debug", "info", "warning", "error"), "info", "Least severity that is logged."),
     Key("log_format", _choice("auto", "text", "json"), "auto", "`auto`: text on a terminal, JSON elsewhere."),
+)
+
+SWITCHING_KEYS: tuple[Key, ...] = (
+    Key("on_inflight", _member(OnInflight), "cancel", "What becomes of running requests: cut, or given time to end."),
+    Key("drain_timeout_s", _whole(0, 86_400), "300", "How much time `drain` gives; the model that an overlap replaced, too."),
+    Key("on_busy", _member(OnBusy), "queue", "A switch while others run or wait: behind them, refused, or instead of them."),
+    Key("on_failure", _member(OnFailure), "rollback", "After a failed load: the model before comes back, or none answers."),
+    Key("strategy", _member(Strategy), "replace", "`overlap`: the new model is loaded beside the old; `auto`: where both fit."),
+    Key("at_start", _member(AtStart), "last", "`last`: load what answered last, else `default_model`; `default`: always that."),
+    Key("cooldown_failures", _whole(0, 100), "3", "Failures in a row after which a model has to wait; 0: never."),
+    Key("cooldown_s", _whole(1, 3600), "60", "How long, at first; each further failure doubles it, up to an hour."),
+    Key("load_stall_timeout_s", _whole(0, 86_400), "120", "A load that makes no progress for so long has failed; 0: never."),
+    Key("prefetch", _truth(), "true", "Read the file ahead while the old model still answers."),
+    Key("probe", _truth(), "true", "Decode a file that nobody vouched for in a process of its own first."),
+    Key("check_memory", _truth(), "true", "Refuse a switch whose model cannot fit into memory."),
+    Key("kv_keep_bytes", _whole(0, 1 << 40), "268435456", "Memory for KV cells of models that have left; 0: none are kept."),
+    Key("auto_switch", _truth(), "false", "A request that names another registered model switches to it."),
+    Key("auto_switch_min_stay_s", _whole(0, 86_400), "10", "How long a model stays before a request switches away from it."),
+    Key("idle_unload_s", _whole(0, 31_536_000), "0", "A model that nobody used for so long is unloaded; 0: never."),
+    Key("watch_config", _truth(), "true", "Read this file again when it changes."),
 )
 
 MODEL_KEYS: tuple[Key, ...] = (
@@ -259,8 +296,9 @@ class _Walk:
     findings: list[tuple[int, str]] = field(default_factory=list)  # line, what
 
     def config(self, root: Mapping[str, Node]) -> Config:
-        self.known("", root, ("server", "default_model", "models"))
+        self.known("", root, ("server", "switching", "default_model", "models"))
         server = ServerConfig(**self.section("server", root.get("server"), SERVER_KEYS))
+        switching = SwitchPolicy(**self.section("switching", root.get("switching"), SWITCHING_KEYS))
         models: list[ModelSpec] = []
         listed = root.get("models")
         if listed is None:
@@ -277,7 +315,8 @@ class _Walk:
                     self.say(node, f"models[{index}].id", f"{spec.id!r} is the id of the model on line {lines[spec.id]} too")
                 lines.setdefault(spec.id, node.line)
                 models.append(spec)
-        return Config(server, tuple(models), self.default_model(root.get("default_model"), models), self.path)
+        default = self.default_model(root.get("default_model"), models)
+        return Config(server, tuple(models), default, self.path, switching)
 
     def default_model(self, node: Node | None, models: Sequence[ModelSpec]) -> str | None:
         if node is None:

@@ -78,6 +78,27 @@ class ModelNotLoaded(ClientError):
     status = 409
 
 
+class SwitchRejected(ClientError):
+    """Other switches run or wait, and this one asked not to wait with them."""
+
+    code = "switch_rejected"
+    status = 409
+
+
+class OpEnded(ClientError):
+    """The op that was to be cancelled has ended already."""
+
+    code = "op_ended"
+    status = 409
+
+
+class GenerationMismatch(ClientError):
+    """If-Match named another generation than the one that is loaded: somebody else has switched meanwhile."""
+
+    code = "generation_mismatch"
+    status = 412
+
+
 class PayloadTooLarge(ClientError):
     code = "payload_too_large"
     status = 413
@@ -138,6 +159,18 @@ class ModelSwitched(Unavailable):
     code = "model_switched"
 
 
+class ModelCooldown(Unavailable):
+    """The model failed to load again and again; it is tried again after retry_after_s, or with force."""
+
+    code = "model_cooldown"
+
+
+class ModelQuarantined(Unavailable):
+    """The process died while it loaded this model, twice in a row; an operator lifts it, or force tries again."""
+
+    code = "model_quarantined"
+
+
 class ShuttingDown(Unavailable):
     code = "shutting_down"
 
@@ -177,6 +210,25 @@ class LoadFailed(ModeldError):
     """A model could not be loaded; the message carries the reason from libllama's log."""
 
     code = "model_load_failed"
+
+
+class LoadStalled(LoadFailed):
+    """A load that made no progress for longer than load_stall_timeout_s."""
+
+    code = "load_stalled"
+
+
+class ProbeFailed(LoadFailed):
+    """The file ended, or failed in, the separate process that tried it first."""
+
+    code = "probe_failed"
+
+
+class InsufficientMemory(ModeldError):
+    """What the model needs is more than there is; the message has the numbers."""
+
+    code = "insufficient_memory"
+    status = 507
 
 
 class OpCancelled(ModeldError):

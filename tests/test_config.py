@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modeld import config, yamltree
-from modeld.config import MODEL_KEYS, SERVER_KEYS, Key, ServerConfig, find_config, load_config, resolve
+from modeld.config import MODEL_KEYS, SERVER_KEYS, SWITCHING_KEYS, Key, ServerConfig, find_config, load_config, resolve
 from modeld.errors import ConfigError
+from modeld.policy import AtStart, OnBusy, OnFailure, OnInflight, Strategy, SwitchPolicy
 from modeld.types import ModelSpec
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -58,6 +59,9 @@ def test_every_key_is_taken_over(write: Write, monkeypatch: pytest.MonkeyPatch) 
     path = write(
         f"""
 server: {{host: "::1", port: 0, queue_size: 0, max_connections: 7, generation_timeout_s: 9, log_level: debug, log_format: json}}
+switching: {{on_inflight: drain, drain_timeout_s: 7, on_busy: supersede, on_failure: error, strategy: overlap, at_start: default,
+  cooldown_failures: 0, cooldown_s: 1, load_stall_timeout_s: 3, prefetch: false, probe: false, check_memory: false,
+  kv_keep_bytes: 0, auto_switch: true, auto_switch_min_stay_s: 2, idle_unload_s: 5, watch_config: false}}
 default_model: qwen2.5:0.5b
 models:
   - id: first
@@ -91,6 +95,10 @@ models:
     )
     loaded = load_config(path)
     assert loaded.server == ServerConfig("::1", 0, 0, 7, 9, "debug", "json")
+    assert loaded.switching == SwitchPolicy(
+        OnInflight.DRAIN, 7, OnBusy.SUPERSEDE, OnFailure.ERROR, Strategy.OVERLAP, AtStart.DEFAULT, 0, 1, 3, False, False, False,
+        0, True, 2, 5, False,
+    )  # fmt: skip
     assert loaded.default_model == "qwen2.5:0.5b"
     assert [spec.path for spec in loaded.models] == [Path("/absolute.gguf"), Path("/home/somebody/qwen.gguf")]
     spec = loaded.models[1]
@@ -414,7 +422,7 @@ def row(key: Key) -> str:
     return f"| `{key.name}` | {default} | {key.kind.expected} | {key.doc} |"
 
 
-@pytest.mark.parametrize("keys", [SERVER_KEYS, MODEL_KEYS], ids=["server", "models"])
+@pytest.mark.parametrize("keys", [SERVER_KEYS, SWITCHING_KEYS, MODEL_KEYS], ids=["server", "switching", "models"])
 def test_every_key_is_documented_as_the_code_has_it(keys: tuple[Key, ...]) -> None:
     document = (ROOT / "docs" / "configuration.md").read_text()
     missing = [row(key) for key in keys if row(key) not in document]
@@ -424,23 +432,24 @@ def test_every_key_is_documented_as_the_code_has_it(keys: tuple[Key, ...]) -> No
 def test_the_documentation_has_no_key_that_the_code_lacks() -> None:
     document = (ROOT / "docs" / "configuration.md").read_text()
     rows = re.findall(r"^\| `([a-z0-9_]+)` \|", document, re.MULTILINE)
-    assert sorted(rows) == sorted(key.name for key in SERVER_KEYS + MODEL_KEYS)
+    assert sorted(rows) == sorted(key.name for key in SERVER_KEYS + SWITCHING_KEYS + MODEL_KEYS)
     assert all(f"`{variable}`" in document for variable in [*config.ENVIRONMENT, "MODELD_CONFIG"])
 
 
 def test_the_tables_have_every_field_and_its_default() -> None:
     assert [key.name for key in SERVER_KEYS] == [field.name for field in dataclasses.fields(ServerConfig)]
+    assert [key.name for key in SWITCHING_KEYS] == [field.name for field in dataclasses.fields(SwitchPolicy)]
     assert {key.name for key in MODEL_KEYS} == {field.name for field in dataclasses.fields(ModelSpec)}
-    shown = {None: "null", (): "[]"}
-    fields = {field.name: field for owner in (ServerConfig, ModelSpec) for field in dataclasses.fields(owner)}
-    for key in SERVER_KEYS + MODEL_KEYS:
+    shown = {None: "null", (): "[]", True: "true", False: "false"}
+    fields = {field.name: field for owner in (ServerConfig, SwitchPolicy, ModelSpec) for field in dataclasses.fields(owner)}
+    for key in SERVER_KEYS + SWITCHING_KEYS + MODEL_KEYS:
         default = fields[key.name].default
         if key.name == "name":
             assert key.default == "the id"
         elif default is dataclasses.MISSING:
             assert key.default == "required"
         else:
-            assert key.default == shown.get(default, str(default))
+            assert key.default == (str(default) if type(default) is int else shown.get(default, str(default)))
 
 
 def test_the_yaml_examples_of_the_documentation_are_valid(write: Write) -> None:

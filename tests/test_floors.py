@@ -17,19 +17,20 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "modeld.errors": (),
     "modeld.types": (),
     "modeld.threads": (),
+    "modeld.policy": (),
     # 1
     "modeld.events": ("modeld.errors", "modeld.types"),
     "modeld.yamltree": ("modeld.errors",),
-    "modeld.config": ("modeld.errors", "modeld.types", "modeld.yamltree"),
+    "modeld.config": ("modeld.errors", "modeld.types", "modeld.policy", "modeld.yamltree"),
     "modeld.llm.adapter": ("modeld.errors", "modeld.types"),
     "modeld.logs": ("modeld.errors", "modeld.types", "modeld.threads"),
     # 2
     "modeld.llm.": ("modeld.errors", "modeld.types", "modeld.llm."),
     "modeld.engine.": ("modeld.errors", "modeld.types", "modeld.threads", "modeld.llm.adapter", "modeld.engine."),
     # 3
-    "modeld.manager.": ("modeld.errors", "modeld.types", "modeld.threads", "modeld.events", "modeld.manager."),
+    "modeld.manager.": ("modeld.errors", "modeld.types", "modeld.policy", "modeld.threads", "modeld.events", "modeld.manager."),
     # 4
-    "modeld.httpapi.": ("modeld.errors", "modeld.types", "modeld.threads", "modeld.events", "modeld.httpapi."),
+    "modeld.httpapi.": ("modeld.errors", "modeld.types", "modeld.policy", "modeld.threads", "modeld.events", "modeld.httpapi."),
     # 5
     "modeld.app": ("modeld.",),
     "modeld.check": ("modeld.",),

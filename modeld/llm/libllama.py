@@ -22,6 +22,7 @@ from ctypes import (
     c_int32,
     c_int64,
     c_size_t,
+    c_uint8,
     c_uint32,
     c_uint64,
     c_void_p,
@@ -68,6 +69,9 @@ GGML_LOG_LEVEL_WARN = 3
 GGML_LOG_LEVEL_ERROR = 4
 GGML_LOG_LEVEL_CONT = 5  # goes on with the line before
 GGML_MAX_N_THREADS = 512
+GGML_BACKEND_DEVICE_TYPE_CPU = 0
+GGML_BACKEND_DEVICE_TYPE_GPU = 1
+GGML_BACKEND_DEVICE_TYPE_IGPU = 2
 
 ENUMS: dict[str, int] = {
     name: value for name, value in list(globals().items()) if name.startswith(("LLAMA_", "GGML_")) and isinstance(value, int)
@@ -95,12 +99,16 @@ class llama_sampler(Structure): ...  # noqa: N801
 class ggml_threadpool(Structure): ...  # noqa: N801
 
 
+class ggml_backend_device(Structure): ...  # noqa: N801
+
+
 model_p = POINTER(llama_model)
 context_p = POINTER(llama_context)
 vocab_p = POINTER(llama_vocab)
 memory_p = POINTER(llama_memory_i)
 sampler_p = POINTER(llama_sampler)
 threadpool_p = POINTER(ggml_threadpool)
+device_p = POINTER(ggml_backend_device)
 
 ggml_log_callback = CFUNCTYPE(None, c_int, c_char_p, c_void_p)
 llama_progress_callback = CFUNCTYPE(c_bool, c_float, c_void_p)
@@ -248,6 +256,13 @@ SIGNATURES: tuple[Function, ...] = (
     Function("void ggml_threadpool_params_init(struct ggml_threadpool_params * p, int n_threads)", None, (POINTER(ggml_threadpool_params), c_int)),
     Function("struct ggml_threadpool * ggml_threadpool_new(struct ggml_threadpool_params * params)", threadpool_p, (POINTER(ggml_threadpool_params),)),
     Function("void ggml_threadpool_free(struct ggml_threadpool * threadpool)", None, (threadpool_p,)),
+    Function("void ggml_threadpool_pause(struct ggml_threadpool * threadpool)", None, (threadpool_p,)),
+    # ggml-backend.h
+    Function("const char * ggml_backend_dev_name(ggml_backend_dev_t device)", c_char_p, (device_p,)),
+    Function("void ggml_backend_dev_memory(ggml_backend_dev_t device, size_t * free, size_t * total)", None, (device_p, POINTER(c_size_t), POINTER(c_size_t))),
+    Function("enum ggml_backend_dev_type ggml_backend_dev_type(ggml_backend_dev_t device)", c_int, (device_p,)),
+    Function("size_t ggml_backend_dev_count(void)", c_size_t, ()),
+    Function("ggml_backend_dev_t ggml_backend_dev_get(size_t index)", device_p, (c_size_t,)),
     # llama.h: parameters, start
     Function("struct llama_model_params llama_model_default_params(void)", llama_model_params, ()),
     Function("struct llama_context_params llama_context_default_params(void)", llama_context_params, ()),
@@ -286,6 +301,10 @@ SIGNATURES: tuple[Function, ...] = (
     Function("void llama_memory_seq_cp(llama_memory_t mem, llama_seq_id seq_id_src, llama_seq_id seq_id_dst, llama_pos p0, llama_pos p1)", None, (memory_p, c_int32, c_int32, c_int32, c_int32)),
     Function("llama_pos llama_memory_seq_pos_min(llama_memory_t mem, llama_seq_id seq_id)", c_int32, (memory_p, c_int32)),
     Function("llama_pos llama_memory_seq_pos_max(llama_memory_t mem, llama_seq_id seq_id)", c_int32, (memory_p, c_int32)),
+    # the state of one sequence
+    Function("size_t llama_state_seq_get_size(struct llama_context * ctx, llama_seq_id seq_id)", c_size_t, (context_p, c_int32)),
+    Function("size_t llama_state_seq_get_data(struct llama_context * ctx, uint8_t * dst, size_t size, llama_seq_id seq_id)", c_size_t, (context_p, POINTER(c_uint8), c_size_t, c_int32)),
+    Function("size_t llama_state_seq_set_data(struct llama_context * ctx, const uint8_t * src, size_t size, llama_seq_id dest_seq_id)", c_size_t, (context_p, POINTER(c_uint8), c_size_t, c_int32)),
     # decode
     Function("int32_t llama_decode(struct llama_context * ctx, struct llama_batch batch)", c_int32, (context_p, llama_batch)),
     Function("bool llama_get_causal_attn(const struct llama_context * ctx)", c_bool, (context_p,)),
