@@ -34,6 +34,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     # 5
     "modeld.app": ("modeld.",),
     "modeld.check": ("modeld.",),
+    "modeld.reload": ("modeld.config", "modeld.errors", "modeld.types", "modeld.policy", "modeld.threads"),
     "modeld.__main__": ("modeld.app",),
     "modeld": (),
 }

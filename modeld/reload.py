@@ -1,0 +1,148 @@
+"""When does the configuration change under a running daemon, and what of that takes effect? ConfigSource and ConfigWatch."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+from modeld.config import Config, ServerConfig, find_config, resolve
+from modeld.policy import SwitchPolicy
+from modeld.threads import start_thread
+
+log = logging.getLogger("modeld")
+
+INTERVAL_S = 2.0  # between two looks: inotify sees nothing on network file systems and little through bind mounts
+SETTLE_S = 0.25  # a file that has changed is looked at again so much later: its editor may still be writing
+
+LIVE_SERVER_KEYS = frozenset({"log_level"})  # the others are built into what a start makes: sockets, limits, engines
+
+Stamp = tuple[int, int, int, int]
+"""Of a file: (device, inode, size, mtime_ns)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What reading the file again came to. Keys are paths: "server.port", "switching.probe"; all models are "models"."""
+
+    config: Config  # in force from now on: what is live as the file has it, the rest as it was
+    live: tuple[str, ...]  # keys that take effect now; empty: nothing does
+    restart: tuple[str, ...]  # keys that differ from what is in force, and will until the next start
+    added: tuple[str, ...]  # ids of models, in the file's order
+    removed: tuple[str, ...]
+    changed: tuple[str, ...]  # the same id, another entry
+
+
+class ConfigSource:
+    """The file that the daemon was started with, and the flags and variables that go before it. One thread at a time."""
+
+    def __init__(
+        self,
+        *,
+        config: Path | None = None,
+        host: str | None = None,
+        port: int | None = None,
+        environ: Mapping[str, str] = os.environ,
+    ) -> None:
+        """As modeld.config.resolve takes them. Which file it is, is settled here: a reload never reads another one."""
+        self.path = find_config(config, environ)
+        self.stamp: Stamp | None = None  # of the file before it was read last; None: it was not there, or never read
+        self._host = host
+        self._port = port
+        self._environ = dict(environ)
+
+    def load(self) -> Config:
+        """The configuration as the file is now. Raises ConfigError."""
+        self.stamp = stamp_of(self.path)
+        return resolve(config=self.path, host=self._host, port=self._port, environ=self._environ)
+
+    def read(self, current: Config) -> Change:
+        """The file again, as a whole: with an error in it nothing of it counts. Raises ConfigError."""
+        return compare(current, self.load())
+
+
+def compare(current: Config, new: Config) -> Change:
+    """What `new` changes. Pure."""
+    server = _differing(current.server, new.server)
+    restart = [key for key in server if key not in LIVE_SERVER_KEYS]
+    live = [f"server.{key}" for key in server if key in LIVE_SERVER_KEYS]
+    live += [f"switching.{key}" for key in _differing(current.switching, new.switching)]
+    live += [key for key in ("default_model", "models") if getattr(current, key) != getattr(new, key)]
+    before = {spec.id: spec for spec in current.models}
+    after = {spec.id: spec for spec in new.models}
+    return Change(
+        config=replace(new, server=replace(new.server, **{key: getattr(current.server, key) for key in restart})),
+        live=tuple(live),
+        restart=tuple(f"server.{key}" for key in restart),
+        added=tuple(model_id for model_id in after if model_id not in before),
+        removed=tuple(model_id for model_id in before if model_id not in after),
+        changed=tuple(model_id for model_id, spec in after.items() if model_id in before and before[model_id] != spec),
+    )
+
+
+def _differing(one: ServerConfig | SwitchPolicy, other: ServerConfig | SwitchPolicy) -> list[str]:
+    """Names of the fields in which they differ, in their order."""
+    return [item.name for item in fields(one) if getattr(one, item.name) != getattr(other, item.name)]
+
+
+def stamp_of(path: Path) -> Stamp | None:
+    """None where the file cannot be looked at. Follows links: whoever swaps a link (Kubernetes does) changes the file."""
+    try:
+        facts = path.stat()
+    except OSError:
+        return None
+    return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns
+
+
+class ConfigWatch:
+    """The thread `modeld-config`, which looks at the file and calls `on_change` when it has changed and settled.
+
+    Main thread: start, close. `on_change` runs on the thread; what it raises is logged, and the watch goes on.
+    """
+
+    def __init__(self, path: Path, on_change: Callable[[], None], interval_s: float = INTERVAL_S, *, since: Stamp | None) -> None:
+        """`since`: the stamp of what was read last (ConfigSource.stamp), so that no change before the start is missed."""
+        self._path = path
+        self._on_change = on_change
+        self._interval_s = interval_s
+        self._told = since
+        self._seen = since
+        self._closed = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Once."""
+        self._thread = start_thread("modeld-config", self._run)
+
+    def close(self) -> None:
+        """Ends the thread at once, but waits for an `on_change` that runs. Idempotent."""
+        self._closed.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def look(self) -> bool:
+        """One look: whether the file is another than the one that was told last, and the same as at the last look.
+
+        A file that is missing is no change: an editor that replaces it, or a mount that comes back, will show.
+        """
+        stamp = stamp_of(self._path)
+        if stamp is None:
+            return False
+        settled = stamp == self._seen
+        self._seen = stamp
+        if stamp == self._told or not settled:
+            return False
+        self._told = stamp
+        return True
+
+    def _run(self) -> None:
+        while not self._closed.wait(self._interval_s if self._seen == self._told else min(SETTLE_S, self._interval_s)):
+            if not self.look():
+                continue
+            try:
+                self._on_change()
+            except Exception:
+                log.exception("reading the configuration again failed", extra={"path": str(self._path)})

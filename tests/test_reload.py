@@ -1,0 +1,220 @@
+"""Reading the configuration again: what changes, what has to wait for a restart, and when the file counts as changed."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from modeld.config import ServerConfig
+from modeld.errors import ConfigError
+from modeld.reload import LIVE_SERVER_KEYS, ConfigSource, ConfigWatch, stamp_of
+
+DEADLINE_S = 20.0
+
+TEXT = """
+server: {port: 8080, log_level: info}
+switching: {probe: true}
+default_model: a
+models:
+  - {id: a, path: a.gguf}
+  - {id: b, path: b.gguf}
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    file = tmp_path / "models.yaml"
+    file.write_text(TEXT)
+    return file
+
+
+@pytest.fixture
+def source(path: Path) -> ConfigSource:
+    return ConfigSource(config=path, environ={})
+
+
+# -- what a change is
+
+
+def test_the_same_file_changes_nothing(source: ConfigSource) -> None:
+    config = source.load()
+    change = source.read(config)
+    assert (change.config, change.live, change.restart) == (config, (), ())
+    assert (change.added, change.removed, change.changed) == ((), (), ())
+
+
+def test_models_that_come_go_and_change_are_named(source: ConfigSource, path: Path) -> None:
+    config = source.load()
+    path.write_text("default_model: c\nmodels: [{id: c, path: c.gguf}, {id: b, path: b.gguf, n_ctx: 64}]")
+    change = source.read(config)
+    assert (change.added, change.removed, change.changed) == (("c",), ("a",), ("b",))
+    assert change.live == ("default_model", "models")
+    assert [spec.id for spec in change.config.models] == ["c", "b"]
+
+
+def test_another_order_of_the_models_takes_effect_though_none_changed(source: ConfigSource, path: Path) -> None:
+    config = source.load()
+    path.write_text(TEXT.replace("  - {id: a, path: a.gguf}\n", "").replace("b.gguf}", "b.gguf}\n  - {id: a, path: a.gguf}"))
+    change = source.read(config)
+    assert change.live == ("models",)
+    assert (change.added, change.removed, change.changed) == ((), (), ())
+
+
+def test_what_waits_for_a_restart_is_not_in_force_and_is_named_until_then(source: ConfigSource, path: Path) -> None:
+    config = source.load()
+    path.write_text(TEXT.replace("port: 8080, log_level: info", "port: 9090, queue_size: 3, log_level: debug"))
+    change = source.read(config)
+    assert change.live == ("server.log_level",)
+    assert change.restart == ("server.port", "server.queue_size")
+    assert (change.config.server.port, change.config.server.queue_size, change.config.server.log_level) == (8080, 128, "debug")
+    again = source.read(change.config)
+    assert (again.live, again.restart) == ((), change.restart)
+
+
+def test_every_key_of_switching_is_live(source: ConfigSource, path: Path) -> None:
+    config = source.load()
+    path.write_text(TEXT.replace("{probe: true}", "{probe: false, on_busy: reject, idle_unload_s: 9}"))
+    change = source.read(config)
+    assert change.live == ("switching.on_busy", "switching.probe", "switching.idle_unload_s")
+    assert change.config.switching.idle_unload_s == 9
+
+
+def test_the_live_keys_of_server_are_keys_of_server() -> None:
+    assert {item.name for item in fields(ServerConfig)} >= LIVE_SERVER_KEYS
+
+
+def test_flags_and_variables_go_before_the_file_at_a_reload_too(path: Path) -> None:
+    environ = {"MODELD_LOG_LEVEL": "error"}
+    source = ConfigSource(config=path, port=0, environ=environ)
+    environ.clear()  # those of the start hold
+    config = source.load()
+    assert (config.server.port, config.server.log_level) == (0, "error")
+    path.write_text(TEXT.replace("8080", "9090").replace("info", "debug"))
+    change = source.read(config)
+    assert (change.live, change.restart) == ((), ())
+
+
+def test_a_file_with_an_error_changes_nothing_and_says_where(source: ConfigSource, path: Path) -> None:
+    config = source.load()
+    path.write_text(TEXT.replace("8080", "many"))
+    with pytest.raises(ConfigError, match=r"models\.yaml:2: server\.port"):
+        source.read(config)
+    path.unlink()
+    with pytest.raises(ConfigError):
+        source.read(config)
+
+
+def test_the_file_of_the_start_is_the_one_that_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the system's one, when the one beside the working directory is away for a moment."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").mkdir()
+    here = tmp_path / "configs" / "models.yaml"
+    here.write_text(TEXT)
+    source = ConfigSource(environ={})
+    config = source.load()
+    here.unlink()
+    with pytest.raises(ConfigError, match=r"configs/models\.yaml"):
+        source.read(config)
+
+
+# -- when the file counts as changed
+
+
+def watch(path: Path) -> ConfigWatch:
+    return ConfigWatch(path, lambda: None, since=stamp_of(path))
+
+
+def write_another(path: Path, text: str) -> None:
+    """In place, and by a time stamp that differs whatever the clock's resolution."""
+    before = path.stat()
+    path.write_text(text)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+
+
+def test_a_change_is_told_once_when_it_has_settled(path: Path) -> None:
+    watched = watch(path)
+    assert not watched.look()
+    write_another(path, TEXT + "# one")
+    assert not watched.look()  # it may still be written
+    write_another(path, TEXT + "# one, two")
+    assert not watched.look()
+    assert watched.look()
+    assert not watched.look()
+
+
+def test_a_file_that_was_replaced_by_another_of_the_same_size_and_time_has_changed(path: Path) -> None:
+    watched = watch(path)
+    facts = path.stat()
+    new = path.with_suffix(".new")
+    new.write_text(TEXT.replace("8080", "9090"))
+    os.utime(new, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    new.replace(path)
+    assert not watched.look()
+    assert watched.look()
+
+
+def test_a_link_that_is_pointed_elsewhere_is_a_change(path: Path) -> None:
+    link = path.with_name("link.yaml")
+    link.symlink_to(path)
+    watched = watch(link)
+    other = path.with_name("other.yaml")
+    other.write_text(TEXT)
+    link.unlink()
+    link.symlink_to(other)
+    assert not watched.look()
+    assert watched.look()
+
+
+def test_a_file_that_is_missing_for_a_while_is_no_change_until_it_is_back(path: Path) -> None:
+    watched = watch(path)
+    away = path.with_suffix(".away")
+    path.rename(away)
+    assert not watched.look()
+    assert not watched.look()
+    away.rename(path)
+    assert not watched.look()
+    assert not watched.look()
+
+
+def test_a_change_before_the_watch_began_is_not_missed(source: ConfigSource, path: Path) -> None:
+    source.load()
+    write_another(path, TEXT + "# edited while the library was loaded")
+    watched = ConfigWatch(path, lambda: None, since=source.stamp)
+    assert [watched.look(), watched.look()] == [False, True]
+
+
+def test_the_thread_tells_and_lives_on_when_its_listener_fails(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    told: list[str] = []
+    came = threading.Semaphore(0)
+
+    def on_change() -> None:
+        told.append(path.read_text())
+        came.release()
+        if len(told) == 1:
+            raise ZeroDivisionError("of the listener")
+
+    watched = ConfigWatch(path, on_change, interval_s=0.005, since=stamp_of(path))
+    watched.start()
+    try:
+        for text in (TEXT + "# 1", TEXT + "# 22"):
+            new = path.with_suffix(".new")
+            new.write_text(text)
+            new.replace(path)  # so that no look finds half of it
+            assert came.acquire(timeout=DEADLINE_S)
+            assert told[-1] == text
+    finally:
+        watched.close()
+    assert [record.exc_info is not None for record in caplog.records if record.levelno >= logging.ERROR] == [True]
+
+
+def test_close_does_not_wait_for_the_next_look(path: Path) -> None:
+    watched = ConfigWatch(path, lambda: None, interval_s=1e6, since=stamp_of(path))
+    watched.start()
+    watched.close()
+    watched.close()
+    ConfigWatch(path, lambda: None, since=None).close()  # never started
