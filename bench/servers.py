@@ -88,7 +88,9 @@ class Server:
     def __enter__(self) -> Server:
         self._log = self._log_path.open("wb")
         print(f"{self.name}: {said(self.command)}", file=sys.stderr, flush=True)
-        self._process = subprocess.Popen(self.command, cwd=ROOT, stdout=self._log, stderr=subprocess.STDOUT)
+        # Nothing that an earlier run loaded decides what this one loads, and nothing is left in the home directory.
+        env = {**os.environ, "STATE_DIRECTORY": os.fspath(self._log_path.with_suffix(".state"))}
+        self._process = subprocess.Popen(self.command, cwd=ROOT, env=env, stdout=self._log, stderr=subprocess.STDOUT)
         try:
             self._wait_ready()
         except BaseException:

@@ -35,6 +35,11 @@ def demo_config(folder: Path, more: str = "") -> Path:
     return path
 
 
+def kept_beside(config: Path) -> dict[str, str]:
+    """The variable by which a daemon keeps its state in the folder of its configuration."""
+    return {"STATE_DIRECTORY": str(config.parent / "state")}
+
+
 def resident_mb(pid: int) -> float:
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
@@ -49,7 +54,10 @@ def n_threads(pid: int) -> int:
 
 
 class Daemon:
-    """`modeld serve` on a free port. Context manager: ends it by SIGTERM and wants exit status 0."""
+    """`modeld serve` on a free port. Context manager: ends it by SIGTERM and wants exit status 0.
+
+    What it remembers lies beside its configuration, never in the home directory: a test with `env` says so itself.
+    """
 
     def __init__(
         self, config: Path, *, command: tuple[str, ...] = (sys.executable, "-m", "modeld"), env: Mapping[str, str] | None = None
@@ -58,7 +66,7 @@ class Daemon:
         self.process = subprocess.Popen(
             [*command, "serve", "--config", str(config), "--port", "0"],
             cwd=ROOT if env is None else config.parent,
-            env={**os.environ, "PYTHONDEVMODE": ""} if env is None else dict(env),
+            env={**os.environ, "PYTHONDEVMODE": "", **kept_beside(config)} if env is None else dict(env),
             stderr=subprocess.PIPE,
             text=True,
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon import MODELS, ROOT, Daemon, demo_config
+from tests.daemon import MODELS, ROOT, Daemon, demo_config, kept_beside
 
 OWN = (
     "{{ bos_token }}"
@@ -71,7 +71,7 @@ def test_a_template_that_nobody_renders_is_said_at_load_and_refused(templates: D
 
 def test_without_the_extra_the_list_serves(tmp_path: Path) -> None:
     (tmp_path / "jinja2.py").write_text("raise ImportError('not installed')\n")
-    env = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    env = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", **kept_beside(tmp_path / "models.yaml")}
     with Daemon(demo_config(tmp_path), env=env) as daemon:
         daemon.wait_ready()
         assert shown(daemon)["demo-stories"] == "builtin"

@@ -13,12 +13,14 @@ from pathlib import Path
 import pytest
 
 from modeld import __version__
-from tests.daemon import MODELS, ROOT, Daemon, demo_config
+from tests.daemon import MODELS, ROOT, Daemon, demo_config, kept_beside
 
 PYTHON = sys.executable
 
 
 def run(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    if "--config" in arguments:
+        env |= kept_beside(Path(arguments[arguments.index("--config") + 1]))
     return subprocess.run(
         [PYTHON, "-m", "modeld", *arguments], cwd=ROOT, env={**os.environ, **env}, capture_output=True, text=True, timeout=60
     )
