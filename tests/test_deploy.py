@@ -68,5 +68,11 @@ def test_it_restarts_what_restarting_can_mend(service: configparser.SectionProxy
     assert service["Restart"] == "on-failure"
     assert service["RestartPreventExitStatus"].split() == ["2", "78"]  # usage, bad configuration
     assert service["ExecStart"] == "/usr/local/bin/modeld serve --config /etc/modeld/models.yaml"
+    assert service["ExecReload"] == "kill -HUP $MAINPID"
     assert service["LimitMEMLOCK"] == "infinity"
     assert service["User"] == "modeld"
+
+
+def test_what_it_remembers_is_its_own(service: configparser.SectionProxy) -> None:
+    assert service["StateDirectory"] == "modeld"
+    assert service["StateDirectoryMode"] == "0700"
