@@ -187,7 +187,10 @@ def test_a_second_daemon_leaves_the_folder_alone_until_the_first_has_gone(folder
 def test_the_lock_does_not_live_on_in_a_child(folder: Path) -> None:
     """As a probe or a tool that the daemon started and left behind."""
     with opened(folder):
-        child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, close_fds=False)
+        command = [sys.executable, "-c", "print(input('runs\\n'))"]
+        child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, close_fds=False)
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"runs\n"  # before that it may still be on its way from fork to exec
     try:
         with opened(folder) as state:
             assert state.problem is None

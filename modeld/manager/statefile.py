@@ -190,7 +190,7 @@ class StateFile:
     def _write(self) -> None:
         if self.folder is None:
             return
-        data = json.dumps(self.remembered.to_json(), indent=1).encode() + b"\n"
+        data = json.dumps(self.remembered.to_json()).encode() + b"\n"  # indent= would leave the C encoder: 0.7 ms, not 0.1
         new, path = self.folder / NEW, self.folder / FILE
         try:
             # O_EXCL: what stands there by that name is nothing of ours, and writing to it might block or go elsewhere.
