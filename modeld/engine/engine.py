@@ -1,28 +1,27 @@
-"""Who computes? The engine thread: inbox, step loop, cancel, close. The only caller of the runtime's hot methods."""
+"""Who computes? The engine: its step loop, cancellations, ends. The only caller of the runtime's hot methods."""
 
 from __future__ import annotations
 
 import copy
 import logging
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
 
 from modeld.engine.delivery import Delivery
+from modeld.engine.inbox import Inbox
 from modeld.engine.pace import Pace
 from modeld.engine.scheduler import Placed, Planned, Scheduler
 from modeld.engine.scoring import score_prompts, score_sampled
 from modeld.engine.sequence import Sequence
 from modeld.engine.stream import TokenStream
+from modeld.engine.thread import EngineThread
 from modeld.engine.width import Width
-from modeld.errors import EngineFailed, InvalidRequest, LoadFailed, ModeldError, QueueFull, RequestCancelled
+from modeld.errors import EngineFailed, InvalidRequest, LoadFailed, ModeldError, RequestCancelled
 from modeld.llm.adapter import DecodeAborted, DecodeInvalid, NoKvRoom, Runtime, Span
-from modeld.threads import BIG_STACK_BYTES, start_thread
 from modeld.types import Chunk, Failed, Finished, Load, SamplingParams
 
 log = logging.getLogger("modeld.engine")
-queue_log = logging.getLogger("modeld.queue")
 
 # A slot whose client left is to be free within 50 ms; sampling for the others comes on top of what a decode still takes.
 MAX_WAIT_FOR_SLOT_S = 0.03
@@ -41,55 +40,46 @@ class Engine:
         the engine."""
         self._runtime = runtime
         self._model_id = model_id
-        self._capacity = runtime.n_slots + queue_size
-        self._on_death = on_death
         self._scheduler = Scheduler(runtime.n_slots, runtime.n_batch, runtime.n_outputs, shares=runtime.can_cut)
         self._pace = Pace(max_step_s)
         self._width = Width(runtime.row_block)
-        self._inbox = threading.Condition()
-        # Guards the eight below; notified when a submission, a cancellation or the stop arrives. Never held in a decode.
-        self._submitted: deque[Sequence] = deque()
-        self._cancelled: deque[Sequence] = deque()
-        self._n_open = 0  # admitted and not ended, those being tokenized included
-        self._n_busy = 0  # slots in use after the last plan
+        self._inbox: Inbox[Sequence] = Inbox(
+            model_id,
+            runtime.n_slots,
+            runtime.n_slots + queue_size,
+            lambda n_busy, n_open: f"{n_busy} requests run and {n_open - n_busy} wait",
+        )
         self._decoding: dict[Sequence, int] = {}  # rows in the decode that runs, of each sequence that has a slot
         self._decode_end_s = 0.0  # when that decode is expected to be over, on the monotonic clock
         self._decode_lost = False  # the last decode was aborted, and others had rows in it: the next one is not
-        self._stop: ModeldError | None = None  # why nothing is accepted any more
-        self._warm = threading.Event()  # set when the first decode has been tried
-        self._warmup_error: Exception | None = None  # read after _warm
+        # The three above are guarded by the inbox's lock, too.
         self._touched: dict[TokenStream, None] = {}  # streams that got chunks since the last delivery; engine thread only
         self._delivery: Delivery | None = None
-        self._thread: threading.Thread | None = None
+        self._thread = EngineThread(
+            model_id, self._inbox, warm_up=self._warm_up, step=self._go_on, fail_all=self._fail_all, on_death=on_death
+        )
 
     # -- the switch thread
 
     def start(self) -> None:
-        """Start the thread and wait for its warmup: one decode, one token. Raises LoadFailed if that fails."""
+        """Start the threads and wait for the warmup: one decode, one token. Raises LoadFailed if that fails."""
         try:
             self._delivery = Delivery()
-            self._thread = start_thread("modeld-engine", self._run, stack_bytes=BIG_STACK_BYTES)
         except RuntimeError as error:
-            self._join()
             raise LoadFailed(f"the system refuses another thread: {error}") from error
-        self._warm.wait()
-        if self._warmup_error is not None:
+        try:
+            self._thread.start()
+        except LoadFailed:
             self._join()
-            raise LoadFailed(f"the model was loaded but its first decode failed: {self._warmup_error}") from self._warmup_error
+            raise
 
     def close(self, reason: ModeldError) -> None:
         """End every request with `reason` and join the thread; a running decode is aborted. Idempotent."""
-        with self._inbox:
-            if self._stop is None:
-                self._stop = reason
-                # Under the same lock as _stop: no later decode exists that it could hit by mistake.
-                self._runtime.set_abort(True)
-            self._inbox.notify()
+        self._inbox.close(reason, lambda: self._runtime.set_abort(True))
         self._join()
 
     def _join(self) -> None:
-        if self._thread is not None:
-            self._thread.join()
+        self._thread.join()
         if self._delivery is not None:  # after the engine's thread, whose last chunks it delivers
             self._delivery.close()
             self._delivery = None
@@ -101,30 +91,16 @@ class Engine:
 
         Raises QueueFull, InvalidRequest when there will never be so many, or why the engine is closed.
         """
-        if n > self._capacity:
+        if n > self._inbox.capacity:
             raise InvalidRequest(
-                f"the request asks for {n} answers (prompts times n) at once; model '{self._model_id}' takes {self._capacity} "
-                f"at most ({self._runtime.n_slots} slots, the others wait)"
+                f"the request asks for {n} answers (prompts times n) at once; model '{self._model_id}' takes "
+                f"{self._inbox.capacity} at most ({self._runtime.n_slots} slots, the others wait)"
             )
-        with self._inbox:
-            if self._stop is not None:
-                raise copy.copy(self._stop)  # a copy: each raise adds its traceback
-            if self._n_open + n > self._capacity:
-                n_waiting = self._n_open - self._n_busy
-                full = QueueFull(
-                    f"{self._n_busy} requests run and {n_waiting} wait: model '{self._model_id}' takes no more now; try again",
-                    retry_after_s=1,
-                )
-            else:
-                self._n_open += n
-                return
-        queue_log.warning("queue full", extra={"model_id": self._model_id, "waiting": n_waiting})
-        raise full
+        self._inbox.reserve(n)
 
     def release(self, n: int) -> None:
         """Give back places that led to no submission."""
-        with self._inbox:
-            self._n_open -= n
+        self._inbox.release(n)
 
     def submit(self, sequences: list[Sequence]) -> TokenStream:
         """Hand over the choices of a request, which have their places. Raises why the engine is closed; the places are then
@@ -132,22 +108,18 @@ class Engine:
         stream = TokenStream(self._model_id, len(sequences), lambda: self._cancel(sequences))
         for index, sequence in enumerate(sequences):
             sequence.stream, sequence.index = stream, index
-        with self._inbox:
-            if self._stop is not None:
-                raise copy.copy(self._stop)
-            self._submitted += sequences
-            self._inbox.notify()
+        self._inbox.submit(sequences)
         return stream
 
     def _cancel(self, sequences: list[Sequence]) -> None:
-        with self._inbox:
-            self._cancelled += sequences
+        with self._inbox.lock:
+            self._inbox.cancelled += sequences
             if self._is_worth_aborting(sequences):
                 self._runtime.set_abort(True)
-            self._inbox.notify()
+            self._inbox.lock.notify()
 
     def _is_worth_aborting(self, sequences: list[Sequence]) -> bool:
-        """Whether the running decode holds up slots of sequences that are for nobody any more. _inbox held."""
+        """Whether the running decode holds up slots of sequences that are for nobody any more. The lock is held."""
         rows = [self._decoding[sequence] for sequence in sequences if sequence in self._decoding]
         if not rows:
             return False  # they have no slots, or nothing runs
@@ -161,52 +133,37 @@ class Engine:
         return 2 * own > n_rows or self._decode_end_s - time.monotonic() > MAX_WAIT_FOR_SLOT_S
 
     def load(self) -> Load:
-        with self._inbox:
-            return Load(self._runtime.n_slots, self._n_busy, self._n_open - self._n_busy)
+        return self._inbox.load()
 
     # -- the engine thread
 
-    def _run(self) -> None:
-        died: Exception | None = None
-        try:
-            self._warm_up()
-            if self._warmup_error is None:
-                while self._receive():
-                    self._step()
-                    self._deliver()
-        except Exception as error:  # the thread's top: whatever it was, nobody may wait for ever
-            died = error
-            log.exception("the engine died", extra={"model_id": self._model_id})
-        reason = self._fail_all(died)
-        if died is not None:
-            self._on_death(reason)
-
     def _warm_up(self) -> None:
         """Prove that the model computes: decode one token, sample one."""
+        self._runtime.decode([Span(0, 0, (0,), True)])
+        sampler = self._runtime.sampler(SamplingParams(temperature=0), 0, ())
         try:
-            self._runtime.decode([Span(0, 0, (0,), True)])
-            sampler = self._runtime.sampler(SamplingParams(temperature=0), 0, ())
-            try:
-                self._runtime.sample([(sampler, 0)])
-            finally:
-                sampler.close()
-            self._runtime.forget(0)
-        except Exception as error:  # noqa: BLE001 - start() raises it where somebody waits
-            self._warmup_error = error
+            self._runtime.sample([(sampler, 0)])
         finally:
-            self._warm.set()
+            sampler.close()
+        self._runtime.forget(0)
+
+    def _go_on(self) -> bool:
+        """Wait for work, and do one step of it. False: stop."""
+        if not self._receive():
+            return False
+        self._step()
+        self._deliver()
+        return True
 
     def _receive(self) -> bool:
         """Wait for work and take all messages. False: stop."""
-        with self._inbox:
-            self._n_busy = self._scheduler.n_busy
-            self._inbox.wait_for(lambda: self._submitted or self._cancelled or self._stop is not None or self._scheduler.has_work)
+        with self._inbox.lock:
+            self._inbox.wait(lambda: self._scheduler.has_work)
             if not self._scheduler.has_work:
                 self._gather()
-            if self._stop is not None:
+            if self._inbox.stop is not None:
                 return False
-            submitted, self._submitted = self._submitted, deque()
-            cancelled, self._cancelled = self._cancelled, deque()
+            submitted, cancelled = self._inbox.take()
         for sequence in submitted:
             self._scheduler.add(sequence)
         for sequence in cancelled:
@@ -223,21 +180,21 @@ class Engine:
                 self._runtime.copy(move.target, move.rescue)
             self._runtime.copy(move.source, move.target)
             self._runtime.forget(move.source)
-        with self._inbox:
-            self._n_busy = self._scheduler.n_busy
+        n_busy = self._scheduler.n_busy
+        self._inbox.note(n_busy, n_busy)
         return True
 
     def _gather(self) -> None:
-        """Nothing runs yet: wait a moment for requests that come together with the first one. _inbox held.
+        """Nothing runs yet: wait a moment for requests that come together with the first one. The lock is held.
 
         Alone it would have a decode of its own, and then sit out theirs. Who is being tokenized is known; who is still being
         read is not, so one more quiet millisecond passes after each.
         """
-        until = time.monotonic() + MAX_GATHER_S
-        while self._stop is None and not self._cancelled:
-            n_before, left_s = self._n_open, until - time.monotonic()
-            known = len(self._submitted) < n_before
-            if left_s <= 0 or not (self._inbox.wait(left_s if known else min(left_s, QUIET_S)) or self._n_open > n_before):
+        inbox, until = self._inbox, time.monotonic() + MAX_GATHER_S
+        while inbox.stop is None and not inbox.cancelled:
+            n_before, left_s = inbox.n_open, until - time.monotonic()
+            known = len(inbox.submitted) < n_before
+            if left_s <= 0 or not (inbox.lock.wait(left_s if known else min(left_s, QUIET_S)) or inbox.n_open > n_before):
                 return
 
     def _take_over(self, placed: Placed) -> None:
@@ -312,8 +269,8 @@ class Engine:
         filling = [] if n_prompt else self._filling(planned)
         n_before = sum(span.slot < planned[0].span.slot for span in filling)
         start = time.monotonic()
-        with self._inbox:
-            if self._stop is not None:
+        with self._inbox.lock:
+            if self._inbox.stop is not None:
                 raise DecodeAborted("the engine is closed")
             self._decoding = rows
             self._decode_end_s = start + self._pace.expected_s(n_generating, n_prompt)
@@ -325,11 +282,11 @@ class Engine:
             self._drop(filling)
             raise
         finally:
-            with self._inbox:
+            with self._inbox.lock:
                 # Under the same lock as the flag is set: a late one must not hit the next decode.
                 self._decoding = {}
                 self._decode_lost = lost
-                if self._stop is None:
+                if self._inbox.stop is None:
                     self._runtime.set_abort(False)
         seconds = time.monotonic() - start
         self._drop(filling)
@@ -379,20 +336,13 @@ class Engine:
         if sequence.sampler is not None:
             sequence.sampler.close()
             sequence.sampler = None
-        with self._inbox:
-            self._n_open -= 1
-            self._n_busy = self._scheduler.n_busy
+        n_busy = self._scheduler.n_busy
+        self._inbox.leave(1, n_busy, n_busy)
         sequence.stream.put(last)
         self._touched[sequence.stream] = None
 
-    def _fail_all(self, died: Exception | None) -> ModeldError:
-        """The thread ends: refuse what comes, fail what is there. Why it stopped."""
-        with self._inbox:
-            if self._stop is None:
-                cause = self._warmup_error or died
-                self._stop = EngineFailed(f"the engine of model '{self._model_id}' died: {cause}", retry_after_s=1)
-            reason = self._stop
-            submitted, self._submitted = self._submitted, deque()
+    def _fail_all(self, reason: ModeldError, submitted: deque[Sequence]) -> None:
+        """The thread ends: fail what is there."""
         for sequence in submitted:
             self._scheduler.add(sequence)
         # The runtime is not asked to forget: after a fatal decode it may refuse, and the context is freed next anyway.
@@ -403,7 +353,4 @@ class Engine:
             sequence.stream.put(Chunk("", Failed(copy.copy(reason)), sequence.index))  # each handler raises its own
             self._touched[sequence.stream] = None
         self._deliver()
-        with self._inbox:
-            self._n_open -= len(sequences)
-            self._n_busy = 0
-        return reason
+        self._inbox.leave(len(sequences), 0, 0)

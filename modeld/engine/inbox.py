@@ -1,0 +1,124 @@
+"""How do handlers reach an engine's thread? Inbox: places, submissions, cancellations, the stop, and the load it tells of."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Generic, TypeVar
+
+from modeld.errors import ModeldError, QueueFull
+from modeld.types import Load
+
+queue_log = logging.getLogger("modeld.queue")
+
+T = TypeVar("T")
+
+
+class Inbox(Generic[T]):
+    """What one engine is asked for, as items of type T. Methods are grouped by the thread that calls them.
+
+    An engine keeps what its own messages depend on under `lock`, too, and may look into the fields while it holds it.
+    """
+
+    def __init__(self, model_id: str, n_slots: int, capacity: int, describe_full: Callable[[int, int], str]) -> None:
+        """`capacity`: places, for requests that run or wait. `describe_full` gets slots in use and places taken when no
+        place is left, and says so."""
+        self.capacity = capacity
+        self._model_id = model_id
+        self._n_slots = n_slots
+        self._describe_full = describe_full
+        self.lock = threading.Condition()
+        # Guards all below; notified when a submission, a cancellation or the stop arrives. Never held in a decode.
+        self.submitted: deque[T] = deque()
+        self.cancelled: deque[T] = deque()
+        self.n_open = 0  # places taken: admitted and not ended, those being tokenized included
+        self.n_busy = 0  # slots in use
+        self.n_served = 0  # of the places taken, those that have a slot
+        self.stop: ModeldError | None = None  # why nothing is accepted any more
+
+    # -- handlers
+
+    def reserve(self, n: int) -> None:
+        """Take n places (1..capacity) for what is about to be tokenized, all or none. Raises QueueFull, or why it stopped."""
+        with self.lock:
+            self._check_open()
+            if self.n_open + n <= self.capacity:
+                self.n_open += n
+                return
+            full = self._describe_full(self.n_busy, self.n_open)
+            n_waiting = self.n_open - self.n_served
+        queue_log.warning("queue full", extra={"model_id": self._model_id, "waiting": n_waiting})
+        raise QueueFull(f"{full}: model '{self._model_id}' takes no more now; try again", retry_after_s=1)
+
+    def release(self, n: int) -> None:
+        """Give back places that led to no submission."""
+        with self.lock:
+            self.n_open -= n
+
+    def submit(self, items: Iterable[T]) -> None:
+        """Hand over what has its places. Raises why the engine stopped; the places are then still the caller's."""
+        with self.lock:
+            self._check_open()
+            self.submitted += items
+            self.lock.notify()
+
+    def _check_open(self) -> None:
+        if self.stop is not None:
+            raise copy.copy(self.stop)  # a copy: each raise adds its traceback
+
+    # -- any thread
+
+    def cancel(self, items: Iterable[T]) -> None:
+        """Ask the engine to end these, unless they have ended meanwhile."""
+        with self.lock:
+            self.cancelled += items
+            self.lock.notify()
+
+    def load(self) -> Load:
+        """Busy slots, and the places taken that have none."""
+        with self.lock:
+            return Load(self._n_slots, self.n_busy, self.n_open - self.n_served)
+
+    # -- the switch thread
+
+    def close(self, reason: ModeldError, abort: Callable[[], None]) -> None:
+        """Accept nothing more, and `abort` the running decode. Idempotent."""
+        with self.lock:
+            if self.stop is None:
+                self.stop = reason
+                abort()  # under the same lock as `stop`: no later decode exists that it could hit by mistake
+            self.lock.notify()
+
+    # -- the engine thread
+
+    def wait(self, has_work: Callable[[], bool]) -> None:
+        """Until there is a message, or work in any case. `lock` held."""
+        self.lock.wait_for(lambda: self.submitted or self.cancelled or self.stop is not None or has_work())
+
+    def take(self) -> tuple[deque[T], deque[T]]:
+        """All submissions and cancellations. `lock` held."""
+        submitted, self.submitted = self.submitted, deque()
+        cancelled, self.cancelled = self.cancelled, deque()
+        return submitted, cancelled
+
+    def note(self, n_busy: int, n_served: int) -> None:
+        """What the engine works on now."""
+        with self.lock:
+            self.n_busy, self.n_served = n_busy, n_served
+
+    def leave(self, n: int, n_busy: int, n_served: int) -> None:
+        """n have ended: their places are free before their end is told. The others as in note()."""
+        with self.lock:
+            self.n_open -= n
+            self.n_busy, self.n_served = n_busy, n_served
+
+    def end(self, reason: ModeldError) -> tuple[ModeldError, deque[T]]:
+        """Accept nothing more, for `reason` unless there was one before: which of them it is, and what was not taken yet."""
+        with self.lock:
+            if self.stop is None:
+                self.stop = reason
+            submitted, self.submitted = self.submitted, deque()
+            return self.stop, submitted
