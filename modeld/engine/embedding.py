@@ -47,6 +47,9 @@ class EmbeddingEngine:
         """Start the thread and wait for its warmup: one decode of one token. Raises LoadFailed if that fails."""
         self._thread.start()
 
+    def on_idle(self, callback: Callable[[], None]) -> None:
+        self._inbox.on_idle(callback)
+
     def close(self, reason: ModeldError) -> None:
         """End every request with `reason` and join the thread; a running decode is aborted. Idempotent."""
         self._inbox.close(reason, lambda: self._runtime.set_abort(True))

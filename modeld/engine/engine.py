@@ -73,6 +73,9 @@ class Engine:
             self._join()
             raise
 
+    def on_idle(self, callback: Callable[[], None]) -> None:
+        self._inbox.on_idle(callback)
+
     def close(self, reason: ModeldError) -> None:
         """End every request with `reason` and join the thread; a running decode is aborted. Idempotent."""
         self._inbox.close(reason, lambda: self._runtime.set_abort(True))

@@ -38,6 +38,8 @@ class Inbox(Generic[T]):
         self.n_busy = 0  # slots in use
         self.n_served = 0  # of the places taken, those that have a slot
         self.stop: ModeldError | None = None  # why nothing is accepted any more
+        self._on_idle: Callable[[], None] = lambda: None
+        self._went_idle = False  # the last open one has ended, and _on_idle was not called yet
 
     # -- handlers
 
@@ -57,6 +59,9 @@ class Inbox(Generic[T]):
         """Give back places that led to no submission."""
         with self.lock:
             self.n_open -= n
+            idle, on_idle = self.n_open == 0, self._on_idle
+        if idle:
+            on_idle()
 
     def submit(self, items: Iterable[T]) -> None:
         """Hand over what has its places. Raises why the engine stopped; the places are then still the caller's."""
@@ -83,6 +88,11 @@ class Inbox(Generic[T]):
             return Load(self._n_slots, self.n_busy, self.n_open - self.n_served)
 
     # -- the switch thread
+
+    def on_idle(self, callback: Callable[[], None]) -> None:
+        """Call this whenever the last open one has ended: see EngineRunner.on_idle."""
+        with self.lock:
+            self._on_idle = callback
 
     def close(self, reason: ModeldError, abort: Callable[[], None]) -> None:
         """Accept nothing more, and `abort` the running decode. Idempotent."""
@@ -114,6 +124,18 @@ class Inbox(Generic[T]):
         with self.lock:
             self.n_open -= n
             self.n_busy, self.n_served = n_busy, n_served
+            if n:
+                self._went_idle = self.n_open == 0
+
+    def tell_if_idle(self) -> None:
+        """Say that the last open one has ended, unless there is another by now. After its end was told; no lock held."""
+        if not self._went_idle:  # only this thread sets it
+            return
+        with self.lock:
+            self._went_idle = False
+            idle, on_idle = self.n_open == 0, self._on_idle
+        if idle:
+            on_idle()
 
     def end(self, reason: ModeldError) -> tuple[ModeldError, deque[T]]:
         """Accept nothing more, for `reason` unless there was one before: which of them it is, and what was not taken yet."""

@@ -80,6 +80,15 @@ class EngineRunner:
 
     # -- the switch thread
 
+    def on_idle(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called each time the last open request has ended, or was refused after it had its place: load()
+        then says 0 busy and 0 queued, unless the next one has come meanwhile. Once, before the first request.
+
+        It is called on the thread that ended it, the engine's or a handler's, with no lock held; it must not raise, wait for
+        a request or close the runner. Also when close() ended the last one.
+        """
+        self._engine.on_idle(callback)
+
     def close(self, reason: ModeldError) -> None:
         """End every request with `reason` and join the threads: none that could call the runtime lives then. Idempotent."""
         self._engine.close(reason)

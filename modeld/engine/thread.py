@@ -65,7 +65,7 @@ class EngineThread(Generic[T]):
             self._try_to_warm_up()
             if self._warmup_error is None:
                 while self._step():
-                    pass
+                    self._inbox.tell_if_idle()
         except Exception as error:  # the thread's top: whatever it was, nobody may wait for ever
             died = error
             log.exception("the engine died", extra={"model_id": self._model_id})
@@ -73,6 +73,7 @@ class EngineThread(Generic[T]):
         failed = EngineFailed(f"the engine of model '{self._model_id}' died: {cause}", retry_after_s=1)
         reason, submitted = self._inbox.end(failed)
         self._fail_all(reason, submitted)
+        self._inbox.tell_if_idle()
         if died is not None:
             self._on_death(reason)
 
