@@ -8,10 +8,11 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from modeld.engine.cells import Cells
 from modeld.engine.delivery import Delivery
 from modeld.engine.inbox import Inbox
 from modeld.engine.pace import Pace
-from modeld.engine.scheduler import Placed, Planned, Scheduler
+from modeld.engine.scheduler import Planned, Scheduler
 from modeld.engine.scoring import score_prompts, score_sampled
 from modeld.engine.sequence import Sequence
 from modeld.engine.stream import TokenStream
@@ -41,6 +42,7 @@ class Engine:
         self._runtime = runtime
         self._model_id = model_id
         self._scheduler = Scheduler(runtime.n_slots, runtime.n_batch, runtime.n_outputs, shares=runtime.can_cut)
+        self._cells = Cells(runtime, self._scheduler)
         self._pace = Pace(max_step_s)
         self._width = Width(runtime.row_block)
         self._inbox: Inbox[Sequence] = Inbox(
@@ -174,15 +176,11 @@ class Engine:
                 self._end(sequence, Chunk("", Failed(RequestCancelled("the client left")), sequence.index))
         self._deliver()  # their handlers need not wait for the decode that comes
         while (placed := self._scheduler.place()) is not None:
-            self._take_over(placed)
+            self._cells.take_over(placed)
             placed.sequence.sampler = self._runtime.sampler(
                 placed.sequence.sampling, placed.sequence.seed, placed.sequence.tokens, placed.sequence.constraint
             )
-        while (move := self._scheduler.next_move()) is not None:
-            if move.rescue is not None:
-                self._runtime.copy(move.target, move.rescue)
-            self._runtime.copy(move.source, move.target)
-            self._runtime.forget(move.source)
+        self._cells.close_holes()
         n_busy = self._scheduler.n_busy
         self._inbox.note(n_busy, n_busy)
         return True
@@ -200,17 +198,6 @@ class Engine:
             if left_s <= 0 or not (inbox.lock.wait(left_s if known else min(left_s, QUIET_S)) or inbox.n_open > n_before):
                 return
 
-    def _take_over(self, placed: Placed) -> None:
-        """Bring the slot's cells to what the sequence shares with others, or empty them."""
-        reuse, slot = placed.reuse, placed.slot
-        if reuse is not None:
-            if reuse.source != slot:
-                self._runtime.copy(reuse.source, slot)
-            if reuse.n_tokens == reuse.n_held or self._runtime.truncate(slot, reuse.n_tokens):
-                placed.sequence.n_cached = placed.sequence.n_reused = reuse.n_tokens
-                return
-        self._runtime.forget(slot)
-
     def _step(self) -> None:
         planned = self._scheduler.plan(self._pace.budget())
         if not planned:
@@ -219,15 +206,12 @@ class Engine:
             n_before = self._decode(planned)
         except DecodeAborted:
             for item in planned:
-                self._resync(item.sequence)
+                self._cells.resync(item.sequence)
             return
         except NoKvRoom as error:
             # Slots own their cells, so this is a model whose memory works otherwise. What ended sequences left goes first,
             # then the youngest gives way.
-            if cached := self._scheduler.forget_cache():
-                for slot in cached:
-                    self._runtime.forget(slot)
-            else:
+            if not self._cells.forget_cache():
                 self._give_up(self._scheduler.youngest(planned), error)
             return
         except DecodeInvalid as error:
@@ -282,7 +266,7 @@ class Engine:
             self._runtime.decode([*filling[:n_before], *(item.span for item in planned), *filling[n_before:]])
         except DecodeAborted:
             lost = len(planned) > 1
-            self._drop(filling)
+            self._cells.drop(filling)
             raise
         finally:
             with self._inbox.lock:
@@ -292,7 +276,7 @@ class Engine:
                 if self._inbox.stop is None:
                     self._runtime.set_abort(False)
         seconds = time.monotonic() - start
-        self._drop(filling)
+        self._cells.drop(filling)
         self._pace.measured(n_generating, n_prompt, seconds)
         if not n_prompt:
             self._width.measured(len(planned) + len(filling), seconds)
@@ -305,23 +289,6 @@ class Engine:
         if not n_more:
             return []
         return self._scheduler.filling(n_more, self._runtime.n_ctx_slot, planned[0].span.tokens[0])
-
-    def _drop(self, filling: list[Span]) -> None:
-        """What filled a step goes; what ended sequences left in those slots stays."""
-        for span in filling:
-            self._runtime.truncate(span.slot, span.pos)
-
-    def _resync(self, sequence: Sequence) -> None:
-        """After an abort: finished ubatches stay in the cache, and the last token is decoded again for its logits."""
-        slot = self._scheduler.slot_of(sequence)
-        n_held = self._runtime.n_past(slot)
-        n_kept = min(n_held, len(sequence.tokens) - 1)
-        if sequence.is_scoring:  # the logits of what the aborted decode finished are lost
-            n_kept = min(n_kept, max(0, sequence.n_scored - 1))
-        if n_kept < n_held and not self._runtime.truncate(slot, n_kept):
-            self._runtime.forget(slot)
-            n_kept = 0
-        sequence.n_cached = n_kept
 
     def _give_up(self, item: Planned, error: Exception) -> None:
         log.error("request failed: %s", error, extra={"model_id": self._model_id, "slot": item.span.slot})

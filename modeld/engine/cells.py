@@ -1,0 +1,60 @@
+"""How do the KV cells of a slot come to hold what its sequence needs? Taken over, moved, cut: by calls of the runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from modeld.engine.scheduler import Placed, Scheduler
+from modeld.engine.sequence import Sequence
+from modeld.llm.adapter import Runtime, Span
+
+
+class Cells:
+    """Carries out in the runtime what the scheduler decides about slots. Engine thread only."""
+
+    def __init__(self, runtime: Runtime, scheduler: Scheduler) -> None:
+        self._runtime = runtime
+        self._scheduler = scheduler
+
+    def take_over(self, placed: Placed) -> None:
+        """Bring the slot's cells to what the sequence shares with others, or empty them."""
+        reuse, slot = placed.reuse, placed.slot
+        if reuse is not None:
+            if reuse.source != slot:
+                self._runtime.copy(reuse.source, slot)
+            if reuse.n_tokens == reuse.n_held or self._runtime.truncate(slot, reuse.n_tokens):
+                placed.sequence.n_cached = placed.sequence.n_reused = reuse.n_tokens
+                return
+        self._runtime.forget(slot)
+
+    def close_holes(self) -> None:
+        """Make the used slots contiguous."""
+        while (move := self._scheduler.next_move()) is not None:
+            if move.rescue is not None:
+                self._runtime.copy(move.target, move.rescue)
+            self._runtime.copy(move.source, move.target)
+            self._runtime.forget(move.source)
+
+    def resync(self, sequence: Sequence) -> None:
+        """After an abort: finished ubatches stay in the cache, and the last token is decoded again for its logits."""
+        slot = self._scheduler.slot_of(sequence)
+        n_held = self._runtime.n_past(slot)
+        n_kept = min(n_held, len(sequence.tokens) - 1)
+        if sequence.is_scoring:  # the logits of what the aborted decode finished are lost
+            n_kept = min(n_kept, max(0, sequence.n_scored - 1))
+        if n_kept < n_held and not self._runtime.truncate(slot, n_kept):
+            self._runtime.forget(slot)
+            n_kept = 0
+        sequence.n_cached = n_kept
+
+    def drop(self, filling: Iterable[Span]) -> None:
+        """What filled a step goes; what ended sequences left in those slots stays."""
+        for span in filling:
+            self._runtime.truncate(span.slot, span.pos)
+
+    def forget_cache(self) -> bool:
+        """Give up all that ended sequences left; whether there was any."""
+        slots = self._scheduler.forget_cache()
+        for slot in slots:
+            self._runtime.forget(slot)
+        return bool(slots)
