@@ -17,6 +17,7 @@ from modeld.types import ChatMessage, LoadedModel, ModelSpec, SamplingParams, St
 N_VOCAB = 300
 EOG = 256  # tokens 0..255 are bytes
 MARKER = 257  # of calls
+STATE_MAGIC = b"FAKE"
 
 
 class FakeSampler:
@@ -96,6 +97,8 @@ class FakeRuntime:
         self.batches: list[list[Span]] = []
         self.cells: dict[int, list[int]] = {}
         self.copies: list[tuple[int, int]] = []
+        self.restored: list[int] = []  # slots
+        self._copying: list[tuple[int, int]] = []  # done with the next decode
         self.open_samplers = 0
         self.closed = False
         self._aborted = threading.Event()
@@ -134,6 +137,7 @@ class FakeRuntime:
         n_outputs = sum(len(span.tokens) if span.every_output else span.output for span in spans)
         assert n_outputs <= self.n_outputs, "more rows with logits than there is room for"
         self.batches.append(list(spans))
+        self._copying = []
         self.gate.pass_through(self._aborted)
         if self.fail_next is not None:
             error, self.fail_next = self.fail_next, None
@@ -200,6 +204,27 @@ class FakeRuntime:
         assert source != target
         self.cells[target] = list(self.cells.get(source, ()))
         self.copies.append((source, target))
+        self._copying.append((source, target))
+
+    def saved_bytes(self, slot: int) -> int:
+        if not self.cells.get(slot) or any(slot == target for _, target in self._copying):
+            return 0
+        return len(STATE_MAGIC) + 4 * len(self.cells[slot])
+
+    def save(self, slot: int) -> bytearray:
+        assert not self.closed
+        assert self.saved_bytes(slot)
+        return bytearray(STATE_MAGIC + array("i", self.cells[slot]).tobytes())
+
+    def restore(self, slot: int, state: bytearray) -> bool:
+        cells = array("i", bytes(state[len(STATE_MAGIC) :]))
+        fits = len(cells) <= self.n_ctx_slot and state.startswith(STATE_MAGIC)
+        self.cells.pop(slot, None)
+        if not fits or any(slot in copy for copy in self._copying):
+            return False
+        self.cells[slot] = list(cells)
+        self.restored.append(slot)
+        return True
 
     def n_past(self, slot: int) -> int:
         return len(self.cells.get(slot, ()))

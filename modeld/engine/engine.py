@@ -11,6 +11,7 @@ from collections.abc import Callable
 from modeld.engine.cells import Cells
 from modeld.engine.delivery import Delivery
 from modeld.engine.inbox import Inbox
+from modeld.engine.kept import KeptCells
 from modeld.engine.pace import Pace
 from modeld.engine.scheduler import Planned, Scheduler
 from modeld.engine.scoring import score_prompts, score_sampled
@@ -34,15 +35,29 @@ class Engine:
     """Continuous batching over one runtime: sequences join and leave between two decodes."""
 
     def __init__(
-        self, runtime: Runtime, model_id: str, *, queue_size: int, max_step_s: float, on_death: Callable[[Exception], None]
+        self,
+        runtime: Runtime,
+        model_id: str,
+        *,
+        queue_size: int,
+        max_step_s: float,
+        on_death: Callable[[Exception], None],
+        kept: KeptCells | None,
     ) -> None:
         """`queue_size`: requests that may wait beyond the slots. `max_step_s`: what a step may take while streams run and a
         prompt is read. `on_death` is called from the engine thread, once, if it dies by itself; it must not call back into
-        the engine."""
+        the engine. `kept`: where beginnings may have been computed before the model was loaded."""
         self._runtime = runtime
         self._model_id = model_id
-        self._scheduler = Scheduler(runtime.n_slots, runtime.n_batch, runtime.n_outputs, shares=runtime.can_cut)
-        self._cells = Cells(runtime, self._scheduler)
+        self._scheduler = Scheduler(
+            runtime.n_slots,
+            runtime.n_batch,
+            runtime.n_outputs,
+            shares=runtime.can_cut,
+            kept=kept,
+            n_ctx_slot=runtime.n_ctx_slot,
+        )
+        self._cells = Cells(runtime, self._scheduler, kept)
         self._pace = Pace(max_step_s)
         self._width = Width(runtime.row_block)
         self._inbox: Inbox[Sequence] = Inbox(
@@ -82,6 +97,11 @@ class Engine:
         """End every request with `reason` and join the thread; a running decode is aborted. Idempotent."""
         self._inbox.close(reason, lambda: self._runtime.set_abort(True))
         self._join()
+
+    def keep_cells(self) -> None:
+        """After close: keep what the slots hold for when the model is loaded again. What a dead engine left is not trusted."""
+        if not self._thread.died:
+            self._cells.keep()
 
     def _join(self) -> None:
         self._thread.join()

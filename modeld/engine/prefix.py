@@ -72,9 +72,15 @@ def _least_shared(sequence: Sequence, other: Sequence | None) -> int:
     return 1 if other is not None and sequence.is_sibling_of(other) else MIN_SHARED
 
 
-def choose(sequence: Sequence, slots: list[Slot], *, shares: bool = True) -> tuple[Slot, Reuse | None]:
-    """A free slot for the sequence, and what it can take over: nothing without `shares`. At least one slot is free."""
+def choose(sequence: Sequence, slots: list[Slot], *, shares: bool = True, n_kept: int = 0) -> tuple[Slot, Reuse | None]:
+    """A free slot for the sequence, and what it can take over: nothing without `shares`. At least one slot is free.
+
+    `n_kept`: tokens of it whose cells can come from outside; nothing is taken over where these are so many more that they
+    are worth bringing in.
+    """
     best = _longest(sequence, slots) if shares and sequence.takes_over else None
+    if best is not None and n_kept >= best.n_tokens + MIN_SHARED:
+        best = None
     free = [slot for slot in slots if slot.sequence is None]
     if best is not None:
         source = next(slot for slot in slots if slot.id == best.source)

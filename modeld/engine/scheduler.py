@@ -6,6 +6,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from modeld.engine import prefix
+from modeld.engine.kept import Found, Held, KeptCells
 from modeld.engine.prefix import Reuse, Slot
 from modeld.engine.sequence import Sequence
 from modeld.llm.adapter import Span
@@ -23,11 +24,12 @@ class Planned:
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """A sequence that got a slot now, and what of its prompt the KV cache has already (None: nothing)."""
+    """A sequence that got a slot now, and what of its prompt the KV cache has already (None: nothing), or what was kept."""
 
     sequence: Sequence
     slot: int
     reuse: Reuse | None
+    kept: Found | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +47,24 @@ class Move:
 class Scheduler:
     """Slots, and the sequences that wait for one. Engine thread only."""
 
-    def __init__(self, n_slots: int, n_batch: int, n_outputs: int, *, shares: bool = True) -> None:
+    def __init__(
+        self,
+        n_slots: int,
+        n_batch: int,
+        n_outputs: int,
+        *,
+        shares: bool = True,
+        kept: KeptCells | None = None,
+        n_ctx_slot: int = 0,
+    ) -> None:
         """`n_outputs`: rows of one decode that may get logits, at least n_slots. `shares`: cells can be copied and cut
-        (Runtime.can_cut); without, nothing is taken over and nobody moves."""
+        (Runtime.can_cut); without, nothing is taken over and nobody moves. `kept`: cells from before the model was loaded, of
+        which a slot takes n_ctx_slot."""
         self._n_batch = n_batch
         self._n_outputs = n_outputs
         self._shares = shares
+        self._kept = kept if shares else None
+        self._n_ctx_slot = n_ctx_slot
         self._slots = [Slot(i) for i in range(n_slots)]
         self._waiting: deque[Sequence] = deque()
         self._running: dict[Sequence, Slot] = {}  # in the order in which they got their slots
@@ -103,6 +117,13 @@ class Scheduler:
         slot.last_used = self._n_ended
         return slot.id
 
+    def held(self) -> list[Held]:
+        """What the slots hold, the most recently used first: the running sequences', the youngest first, then what ended ones
+        left."""
+        running = list(reversed(self._running.values()))
+        ended = sorted((slot for slot in self._slots if slot.sequence is None), key=lambda slot: -slot.last_used)
+        return [Held(slot.id, slot.held) for slot in (*running, *ended)]
+
     def forget_cache(self) -> list[int]:
         """Give up all that ended sequences left; the slots whose cells the caller drops."""
         slots = [slot for slot in self._slots if slot.sequence is None and slot.cached]
@@ -120,12 +141,19 @@ class Scheduler:
         for sequence in self._waiting:
             if self._shares and prefix.is_being_computed(sequence, self._running):
                 continue
-            slot, reuse = prefix.choose(sequence, self._slots, shares=self._shares)
+            kept = self._find_kept(sequence)
+            n_kept = kept.n_tokens if kept is not None else 0
+            slot, reuse = prefix.choose(sequence, self._slots, shares=self._shares, n_kept=n_kept)
             self._waiting.remove(sequence)
             slot.sequence, slot.cached = sequence, ()
             self._running[sequence] = slot
-            return Placed(sequence, slot.id, reuse)
+            return Placed(sequence, slot.id, reuse, kept if reuse is None else None)
         return None
+
+    def _find_kept(self, sequence: Sequence) -> Found | None:
+        if self._kept is None or not sequence.takes_over:
+            return None
+        return self._kept.find(sequence.tokens[:-1], self._n_ctx_slot)  # the last token's logits are wanted
 
     def next_move(self) -> Move | None:
         """A move that makes the used slots more contiguous, None when they are.

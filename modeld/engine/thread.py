@@ -41,6 +41,7 @@ class EngineThread(Generic[T]):
         self._on_death = on_death
         self._warm = threading.Event()  # set when the first decode has been tried
         self._warmup_error: Exception | None = None  # read after _warm
+        self.died = False  # by itself; read after join()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -68,6 +69,7 @@ class EngineThread(Generic[T]):
                     self._inbox.tell_if_idle()
         except Exception as error:  # the thread's top: whatever it was, nobody may wait for ever
             died = error
+            self.died = True
             log.exception("the engine died", extra={"model_id": self._model_id})
         cause = self._warmup_error or died
         failed = EngineFailed(f"the engine of model '{self._model_id}' died: {cause}", retry_after_s=1)

@@ -148,7 +148,13 @@ class Runtime(Protocol):
         """Keep the first `n_tokens` positions of the slot's sequence. False: this memory cannot be cut; forget it."""
 
     def copy(self, source: int, target: int) -> None:
-        """Give `target` all that `source` holds; what `target` held is gone. Only where can_cut."""
+        """Give `target` all that `source` holds; what `target` held is gone. Done with the next decode. Only where can_cut."""
+
+    def restore(self, slot: int, state: bytearray) -> bool:
+        """Give the slot what save() gave of a context with the same parameters; what it held is gone.
+
+        False: it was refused, or the slot has part in a copy that is not done yet; the slot is empty then.
+        """
 
     def n_past(self, slot: int) -> int:
         """Positions of the slot's sequence that the KV cache holds."""
@@ -161,6 +167,17 @@ class Runtime(Protocol):
 
     def piece(self, token: int) -> bytes:
         """The bytes of a token of the vocabulary, those of a control token, too."""
+
+    # -- the engine thread, or whoever frees the model when that has ended
+
+    def saved_bytes(self, slot: int) -> int:
+        """How much save() would give now. 0: nothing, because the slot is empty or what was copied to it is not there yet."""
+
+    def save(self, slot: int) -> bytearray:
+        """The cells of the slot's sequence, for restore(). Good for the same model with the same context parameters alone.
+
+        Raises StateNotSaved.
+        """
 
     def close(self) -> None:
         """Free chains, context and model, in that order. After it no method may be called."""
@@ -203,6 +220,10 @@ class DecodeAborted(Exception):
 
 class DecodeInvalid(Exception):
     """llama_decode gave -1: the batch was refused, memory unchanged. A fault of ours."""
+
+
+class StateNotSaved(Exception):
+    """The cells of a sequence could not be had: no memory for them, or llama_state_seq_get_data failed."""
 
 
 class DecodeFatal(Exception):

@@ -10,7 +10,7 @@ from typing import Any
 from modeld.errors import LoadFailed
 from modeld.llm import embedding
 from modeld.llm import libllama as C
-from modeld.llm.adapter import DecodeAborted, DecodeFatal, DecodeInvalid, NoKvRoom, Span
+from modeld.llm.adapter import DecodeAborted, DecodeFatal, DecodeInvalid, NoKvRoom, Span, StateNotSaved
 from modeld.llm.backend import Backend
 from modeld.llm.cores import ComputePlan, compute_plan
 from modeld.llm.handles import Handle
@@ -161,6 +161,7 @@ class Context(Handle):
         batch.seq_id = ctypes.cast(self._seq_id, ctypes.POINTER(ctypes.POINTER(ctypes.c_int32)))
         batch.logits = ctypes.cast(self._output, ctypes.POINTER(ctypes.c_int8))
         self._batch = batch
+        self._copies: list[tuple[int, int]] = []  # sources and targets that the next decode copies before it computes
         self._ends: list[int] = [0]  # rows before each span of the last decode, and before its end
 
     def decode(self, spans: Sequence[Span]) -> None:
@@ -192,6 +193,8 @@ class Context(Handle):
         self._ends = ends
         self._batch.n_tokens = end
         code = int(self._lib.llama_decode(self, self._batch))
+        if self._copies and code != -1:  # a batch that is refused as invalid is refused before them (llama-context.cpp, decode)
+            self._copies = []
         if code:
             raise _decode_error(code, end)
 
@@ -219,6 +222,36 @@ class Context(Handle):
     def copy(self, source: int, target: int) -> None:
         """Copy a whole sequence to another stream; a part of one asserts (facts). Done with the next decode."""
         self._lib.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+        self._copies.append((source, target))
+
+    def saved_bytes(self, slot: int) -> int:
+        """What save() takes. 0: the slot is empty, or has metadata alone, its cells being copied with the next decode."""
+        if any(slot == target for _, target in self._copies) or not self.n_past(slot):
+            return 0
+        return int(self._lib.llama_state_seq_get_size(self, slot))
+
+    def save(self, slot: int) -> bytearray:
+        """The slot's cells with their positions; saved_bytes(slot) of them, which are not 0. Raises StateNotSaved."""
+        n_bytes = self.saved_bytes(slot)
+        assert n_bytes, f"slot {slot} has nothing to save"
+        try:
+            with large_blocks_mapped():  # it may live for hours, and would pin the heap below what the next model takes
+                state = bytearray(n_bytes)
+        except MemoryError as error:
+            raise StateNotSaved(f"no memory for the {n_bytes} bytes of slot {slot}") from error
+        n_written = self._lib.llama_state_seq_get_data(self, _address(state), n_bytes, slot)
+        if n_written != n_bytes:
+            raise StateNotSaved(f"llama_state_seq_get_data wrote {n_written} of {n_bytes} bytes of slot {slot}")
+        return state
+
+    def restore(self, slot: int, state: bytearray) -> bool:
+        """Give the slot what save() gave. False: refused (other types, more cells than fit, copies to come), and empty."""
+        # set_data writes at once: a copy from the slot would take these cells, one to it would overwrite them.
+        is_copied = any(slot in copy for copy in self._copies)
+        if not is_copied and self._lib.llama_state_seq_set_data(self, _address(state), len(state), slot) == len(state):
+            return True
+        self.forget(slot)
+        return False
 
     def n_past(self, slot: int) -> int:
         """Positions that the KV cache holds of the slot's sequence."""
@@ -230,6 +263,11 @@ class Context(Handle):
         if self._pool is not None:
             self._pool.close()
             self._pool = None
+
+
+def _address(state: bytearray) -> Any:
+    """Of its first byte, as an argument; it keeps the bytes where they are for as long as it lives."""
+    return ctypes.byref(ctypes.c_uint8.from_buffer(state))
 
 
 def _decode_error(code: int, n_rows: int) -> Exception:

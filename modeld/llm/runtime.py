@@ -158,6 +158,15 @@ class LlamaRuntime:
     def copy(self, source: int, target: int) -> None:
         self._context.copy(source, target)
 
+    def restore(self, slot: int, state: bytearray) -> bool:
+        return self._context.restore(slot, state)
+
+    def saved_bytes(self, slot: int) -> int:
+        return self._context.saved_bytes(slot)
+
+    def save(self, slot: int) -> bytearray:
+        return self._context.save(slot)
+
     def n_past(self, slot: int) -> int:
         return self._context.n_past(slot)
 

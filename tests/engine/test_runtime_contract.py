@@ -112,6 +112,61 @@ def test_nothing_allowed_is_no_token(runtime: Runtime) -> None:
     chain.close()
 
 
+PROMPT = [65, 66, 67, 68, 65, 66, 67, 68, 65, 66]
+
+
+def greedy(runtime: Runtime, slot: int, n: int = 5) -> list[int]:
+    """What follows the slot's cells and PROMPT's last token."""
+    chain = runtime.sampler(SamplingParams(temperature=0), 0, PROMPT)
+    tokens = [PROMPT[-1]]
+    for _ in range(n):
+        runtime.decode([Span(slot, runtime.n_past(slot), tokens[-1:], True)])
+        tokens += runtime.sample([(chain, 0)])
+    chain.close()
+    return tokens[1:]
+
+
+def test_cells_come_back_in_any_slot(runtime: Runtime) -> None:
+    runtime.decode([Span(1, 0, PROMPT[:-1], False), Span(2, 0, [70, 71], True)])
+    state = runtime.save(1)
+    assert len(state) == runtime.saved_bytes(1)
+    expected = greedy(runtime, 1)
+    assert runtime.restore(3, state)
+    assert runtime.n_past(3) == len(PROMPT) - 1
+    assert greedy(runtime, 3) == expected
+    assert runtime.restore(2, state), "what the slot held makes room"
+    assert runtime.truncate(2, 4)
+    assert runtime.n_past(2) == 4
+    runtime.decode([Span(2, 4, PROMPT[4:-1], True)])
+    assert greedy(runtime, 2) == expected
+
+
+def test_what_is_no_state_is_refused_and_leaves_the_slot_empty(runtime: Runtime) -> None:
+    runtime.decode([Span(1, 0, PROMPT, True)])
+    assert not runtime.restore(1, bytearray(64))
+    assert runtime.n_past(1) == 0
+    assert runtime.saved_bytes(1) == 0
+    runtime.decode([Span(1, 0, PROMPT, True)])
+
+
+def test_a_copy_is_not_there_before_the_next_decode(runtime: Runtime) -> None:
+    runtime.decode([Span(1, 0, PROMPT[:-1], True)])
+    state = runtime.save(1)
+    runtime.copy(1, 2)
+    assert runtime.saved_bytes(2) == 0
+    assert runtime.save(1) == state
+    assert not runtime.restore(2, state), "the copy would overwrite it"
+    runtime.forget(2)
+    assert not runtime.restore(1, state), "the copy would take it"
+    runtime.decode([Span(0, 0, [65], True)])
+    runtime.decode([Span(1, 0, PROMPT[:-1], True)])
+    runtime.copy(1, 2)
+    runtime.decode([Span(0, 1, [65], True)])
+    assert runtime.saved_bytes(2) == len(state)
+    assert greedy(runtime, 2) == greedy(runtime, 1)
+    assert runtime.restore(2, state)
+
+
 def fake_that_embeds() -> FakeRuntime:
     runtime = FakeRuntime(n_batch=64)
     runtime.pooling = "mean"
