@@ -71,6 +71,22 @@ def test_it_opens_its_own_library_and_leaves_nothing_behind(lonely: Path) -> Non
     assert list(temporary.iterdir()) == []
 
 
+TRY_A_MODEL = (
+    "import sys; sys.path.insert(0, sys.argv[1])\n"
+    "from pathlib import Path\n"
+    "from modeld.llm.probe import probe\n"
+    "from modeld.types import ModelSpec\n"
+    "print(probe(ModelSpec(id='a', path=Path(sys.argv[2])), lambda: True, timeout_s=60).own_bytes)\n"
+)
+STORIES = ROOT / "models" / "demo-stories.gguf"
+
+
+def test_it_tries_a_model_in_a_process_of_its_own(lonely: Path) -> None:
+    done = run(sys.executable, "-I", "-S", "-c", TRY_A_MODEL, lonely, STORIES, cwd=lonely.parent)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 0
+
+
 def test_a_library_spoiled_inside_the_file_is_refused(lonely: Path, tmp_path: Path) -> None:
     spoiled = tmp_path / "spoiled"
     with zipfile.ZipFile(lonely) as source, zipfile.ZipFile(spoiled, "w") as target:
@@ -142,3 +158,5 @@ def test_the_wheel_holds_the_library_and_the_command(tmp_path: Path) -> None:
     program = "import sys; sys.path.insert(0, sys.argv[1])\nfrom modeld.llm import bundle\nprint(bundle.library_path()[0])\n"
     done = run(sys.executable, "-I", "-c", program, tmp_path / "site")
     assert done.stdout.strip() == str(tmp_path / "site" / "modeld" / "libllama.so"), done.stderr
+    done = run(sys.executable, "-I", "-c", TRY_A_MODEL, tmp_path / "site", STORIES)
+    assert (done.returncode, done.stderr) == (0, "")

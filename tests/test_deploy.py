@@ -47,7 +47,7 @@ def test_the_sandbox_is_tight(analyze: str) -> None:
 
 
 def test_the_sandbox_leaves_the_calls_that_modeld_makes(analyze: str) -> None:
-    """Binding threads to cores, executable memory without a file, locking a model into memory."""
+    """Binding threads to cores, executable memory without a file, locking a model into memory, a process that tries a file."""
 
     def calls(name: str) -> set[str]:
         listing = subprocess.run([analyze, "syscall-filter", name], capture_output=True, text=True, timeout=60, check=True).stdout
@@ -62,6 +62,14 @@ def test_the_sandbox_leaves_the_calls_that_modeld_makes(analyze: str) -> None:
 
     allowed = calls("@system-service") - calls("@privileged")
     assert {"sched_setaffinity", "memfd_create", "mlock", "mmap", "ppoll", "clone3", "madvise"} <= allowed
+    assert {"vfork", "execve", "setsid", "prctl", "prlimit64", "setrlimit", "setpriority", "kill", "wait4", "preadv2"} <= allowed
+
+
+def test_memory_that_runs_short_does_not_stop_the_daemon_for_the_process_that_tries_a_file(
+    service: configparser.SectionProxy,
+) -> None:
+    assert service["OOMPolicy"] == "continue"
+    assert int(service["OOMScoreAdjust"]) < 1000  # what that process sets for itself
 
 
 def test_it_restarts_what_restarting_can_mend(service: configparser.SectionProxy) -> None:

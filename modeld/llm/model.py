@@ -28,9 +28,10 @@ class Model(Handle):
 
     kind = "model"
 
-    def __init__(self, backend: Backend, spec: ModelSpec, on_percent: Callable[[int], bool]) -> None:
+    def __init__(self, backend: Backend, spec: ModelSpec, on_percent: Callable[[int], bool], *, repack: bool = True) -> None:
         """Load `spec.path`; `on_percent` gets whole rising percents 0..100 and answers False to cancel.
 
+        `repack` lets the backend copy weights into the order that its fastest kernels read; without it they stay mapped.
         Runs on a big stack: libllama parses templates and vocabularies recursively. Raises LoadFailed with the reason
         from libllama's log, or OpCancelled.
         """
@@ -42,6 +43,7 @@ class Model(Handle):
         params.main_gpu = spec.main_gpu
         params.split_mode = _SPLIT_MODES[spec.split_mode]
         params.load_mode = _LOAD_MODES[spec.load_mode]
+        params.use_extra_bufts = repack
         params.progress_callback = callback
         if spec.tensor_split:
             n_devices = int(lib.llama_max_devices())
