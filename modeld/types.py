@@ -72,11 +72,36 @@ class ModelSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class FileFacts:
-    """What a model file says about itself, read without loading it. None: the file does not say, or is missing.
+class LayerCell:
+    """What one layer keeps in one cell of the KV cache: numbers of its keys and of its values."""
 
-    `identity` is (device, inode, size, mtime_ns): equal ones are the same bytes as far as the file system tells.
-    `problem`: why the file cannot be loaded, in words; None when nothing is known against it.
+    n_keys: int
+    n_values: int
+    slides: bool = False  # its attention looks back over a window only, and its cache is as short
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """The measures of a model by which its memory is estimated (llm/footprint.py)."""
+
+    weights_bytes: int
+    n_embd: int
+    n_ff: int  # of the widest layer, or all experts that one token uses
+    n_vocab: int
+    n_heads: int  # of the layer that has most
+    n_ctx_train: int
+    cells: tuple[LayerCell, ...]  # of each layer that has a KV cache
+    n_window: int = 0  # tokens that sliding attention looks back over
+    state_bytes: int = 0  # of a slot's recurrent layers, all together
+
+
+@dataclass(frozen=True, slots=True)
+class FileFacts:
+    """What a model's files say about it, read without loading it. None: they do not say, or one is missing.
+
+    `identity` is (device, inode, size, mtime_ns), for a model in shards one that stands for all of them: equal ones are the
+    same bytes as far as the file system tells. Sizes and counts are those of all shards together.
+    `problem`: why the model cannot be loaded, in words; None when nothing is known against it.
     """
 
     identity: tuple[int, int, int, int] | None = None
@@ -87,6 +112,10 @@ class FileFacts:
     n_ctx_train: int | None = None
     n_tensors: int | None = None
     problem: str | None = None
+    n_params: int | None = None  # numbers in all tensors
+    n_layers: int | None = None
+    learned_positions: bool = False  # it has vectors for n_ctx_train positions, and none beyond
+    shape: ModelShape | None = None  # None: bad, or of an architecture whose memory is not known
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +132,8 @@ class ModelInfo:
     n_ctx: int
     n_parallel: int
     chat_template: str | None = None  # of the loaded one: jinja | builtin | unsupported
+    n_params: int | None = None
+    n_ctx_train: int | None = None  # tokens that it was trained on
 
 
 class ToolCallFormat(enum.StrEnum):

@@ -6,6 +6,8 @@ import io
 import os
 import re
 import struct
+import subprocess
+import sys
 import tracemalloc
 from collections.abc import Callable
 from hashlib import sha256
@@ -18,7 +20,10 @@ from hypothesis import strategies as st
 from modeld.errors import LoadFailed
 from modeld.llm import gguf
 from modeld.llm.digest import verify_sha256
-from modeld.llm.gguf import QUANTS, TENSOR_TYPES, BadGguf, Head, inspect, read_head
+from modeld.llm.gguf import inspect
+from modeld.llm.ggufreader import Budget, Reader, read_head
+from modeld.llm.ggufvalues import PLAIN, QUANTS, TENSOR_TYPES, BadGguf, Head, quant_of
+from modeld.llm.soundness import problem_of
 from modeld.types import ModelSpec
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,16 +46,28 @@ def tensor(name: str = "t", shape: tuple[int, ...] = (32,), kind: int = F32, off
 
 
 ARCHITECTURE = key("general.architecture", 8, text("llama"))
+TOKENS = (b"<unk>", b"<s>", b"</s>", b"a")
+VOCABULARY = struct.pack("<IQ", 8, len(TOKENS)) + b"".join(text(token) for token in TOKENS)
+KEYS = (
+    ARCHITECTURE,
+    *(
+        key(f"llama.{name}", 4, struct.pack("<I", number))
+        for name, number in (("context_length", 512), ("embedding_length", 8), ("block_count", 1), ("attention.head_count", 1))
+    ),
+    key("tokenizer.ggml.model", 8, text("llama")),
+    key("tokenizer.ggml.tokens", 9, VOCABULARY),
+)
 
 
 def build(
-    keys: tuple[bytes, ...] = (ARCHITECTURE,),
-    tensors: tuple[bytes, ...] = (tensor(),),
+    keys: tuple[bytes, ...] = KEYS,
+    tensors: tuple[bytes, ...] = (tensor("token_embd.weight", (8, 4)),),
     data: int = 128,
     *,
     version: int = 3,
     alignment: int = 32,
 ) -> bytes:
+    """A file with a sound head, in which nothing is known against the model that it says it is; 128 bytes of data."""
     head = b"GGUF" + struct.pack("<IQQ", version, len(tensors), len(keys)) + b"".join(keys) + b"".join(tensors)
     return head + b"\0" * (-len(head) % alignment) + b"\1" * data
 
@@ -83,42 +100,40 @@ def spec(path: Path) -> ModelSpec:
 @pytest.mark.parametrize("version", [2, 3])
 def test_a_head_says_what_the_file_is(write: Write, version: int) -> None:
     keys = (
-        ARCHITECTURE,
+        *KEYS,
         key("general.name", 8, text("Storyteller")),
         key("general.file_type", 4, struct.pack("<I", 15)),
-        key("llama.context_length", 4, struct.pack("<I", 512)),
-        key("tokenizer.ggml.tokens", 9, struct.pack("<IQ", 8, 3) + text("a") + text("bc") + text("")),
-        key("tokenizer.ggml.scores", 9, struct.pack("<IQ3f", 6, 3, 1, 2, 3)),
+        key("tokenizer.ggml.scores", 9, struct.pack("<IQ4f", 6, 4, 1, 2, 3, 4)),
         key("tokenizer.chat_template", 8, text("x" * 100_000)),
-        *(key(f"k{kind}", kind, b"\1" * struct.calcsize("<" + code)) for kind, code in gguf._PLAIN.items()),
+        *(key(f"k{kind}", kind, b"\1" * struct.calcsize("<" + code)) for kind, code in PLAIN.items()),
     )
-    tensors = (tensor("a", (32, 2), Q8_0, 0), tensor("b", (8,), F32, 96))
-    path = write(build(keys, tensors, 96 + 32, version=version))
+    tensors = (tensor("a", (32, 2), Q8_0, 0), tensor("token_embd.weight", (8, 4), F32, 96))
+    path = write(build(keys, tensors, 96 + 128, version=version))
     head = head_of(path)
     assert (head.version, head.architecture, head.name, head.n_ctx_train) == (version, "llama", "Storyteller", 512)
-    assert (head.quant, head.n_tensors, head.end_bytes, head.size_bytes) == (
+    assert (quant_of(head, head.tensors), head.n_tensors, head.end_bytes, head.size_bytes) == (
         "Q4_K_M",
         2,
         path.stat().st_size,
         path.stat().st_size,
     )
-    assert head.problem() is None
     facts = inspect(spec(path))
     assert (facts.family, facts.quant, facts.name, facts.n_ctx_train) == ("llama", "Q4_K_M", "Storyteller", 512)
     assert (facts.size_bytes, facts.n_tensors, facts.problem) == (path.stat().st_size, 2, None)
+    assert (facts.n_params, facts.n_layers) == (64 + 32, 1)
 
 
 def test_without_a_file_type_the_quant_is_that_of_most_bytes(write: Write) -> None:
     tensors = (tensor("a", (32, 9), Q8_0, 0), tensor("b", (32,), F32, 320))
-    assert head_of(write(build(tensors=tensors, data=448))).quant == "Q8_0"
+    assert inspect(spec(write(build(tensors=tensors, data=448)))).quant == "Q8_0"
     removed = (ARCHITECTURE, key("general.file_type", 4, struct.pack("<I", 33)))
-    assert head_of(write(build(removed))).quant == "F32"
+    assert inspect(spec(write(build(removed)))).quant == "F32"
 
 
 def test_an_alignment_moves_the_data(write: Write) -> None:
     keys = (ARCHITECTURE, key("general.alignment", 4, struct.pack("<I", 4096)))
     head = head_of(write(build(keys, data=127, alignment=4096)))
-    assert (head.end_bytes, head.size_bytes) == (4096 + 128, 4096 + 127)
+    assert (head.end_bytes, head.size_bytes, head.is_cut_off) == (4096 + 128, 4096 + 127, True)
 
 
 @pytest.mark.parametrize("name", ["demo-stories", "demo-calc"])
@@ -176,7 +191,20 @@ HUGE = 1 << 62
         (build((key("k", 13, b""),)), "the key 'k' has a value of unknown type 13"),
         (build((key("k", 8, struct.pack("<Q", HUGE)),)), "cut off: the file ends at byte"),
         (build((key("k", 9, struct.pack("<IQ", 6, HUGE)),)), "cut off: the file ends at byte"),
-        (build((key("k", 9, struct.pack("<IQ", 8, HUGE)),)), f"the array 'k' has {HUGE} texts; at most 4194304 are walked over"),
+        (build((key("k", 9, struct.pack("<IQ", 8, HUGE)),)), f"the array 'k' has {HUGE} texts; at most 2097152 are walked over"),
+        (build((key("", 8, text("x")),)), "a key without a name at byte 32"),
+        (build(tensors=(tensor(), tensor(offset=128))), "the tensor 't' stands in it twice"),
+        (build(tensors=(tensor(), tensor("u"))), "tensor 'u' begins at 0, expected 128, where the tensor before it ends"),
+        (
+            build(tensors=(tensor(offset=1 << 40),)),
+            "tensor 't' begins at 1099511627776, expected 0, where the tensor before it ends",
+        ),
+        (
+            build((key("tokenizer.ggml.tokens", 9, struct.pack("<IQ", 8, 1 << 21)),)),
+            "tokenizer.ggml.tokens has 2097152 texts; at most",
+        ),
+        (build((key("tokenizer.ggml.tokens", 9, struct.pack("<IQQ", 8, 1, 1 << 16)),)), "token 0 has 65536 bytes; at most 32768"),
+        (build((key("tokenizer.ggml.tokens", 9, struct.pack("<IQQ", 8, 1, 9999)),)), "cut off: the file ends at byte"),
         (build((key("k", 9, struct.pack("<IQ", 8, 1000)),), data=8), "cut off: the file ends at byte"),
         (build((key("k", 9, struct.pack("<IQ", 9, 1)),)), "the array 'k' has elements of unknown type 9"),
         (build((ARCHITECTURE, ARCHITECTURE)), "the key 'general.architecture' stands in it twice"),
@@ -205,8 +233,7 @@ def test_a_bad_head_gets_a_reason_in_words(write: Write, raw: bytes, reason: str
 @pytest.mark.parametrize(
     ("raw", "problem"),
     [
-        (build(data=127), "cut off: its tensor data ends at byte 256, the file at 255"),
-        (build(tensors=(tensor(offset=1 << 40),)), "cut off: its tensor data ends at byte 1099511628032, the file at 256"),
+        (build(data=127), f"cut off: its tensor data ends at byte {len(build())}, the file at {len(build()) - 1}"),
         (build(()), "not a model: it does not say general.architecture"),
         (build((*(ARCHITECTURE,), key("general.type", 8, text("adapter")))), "not a model: general.type is 'adapter'"),
         (build(tensors=()), "not a model: it holds no tensors"),
@@ -217,21 +244,23 @@ def test_a_sound_head_of_no_model_is_told(write: Write, raw: bytes, problem: str
 
 
 def test_every_way_to_cut_a_file_off_is_noticed(write: Write) -> None:
-    whole = build((ARCHITECTURE, key("tokens", 9, struct.pack("<IQ", 8, 2) + text("a") + text("b"))))
+    whole = build((*KEYS, key("merges", 9, struct.pack("<IQ", 8, 2) + text("a") + text("b"))))
     for length in range(len(whole)):
         assert inspect(spec(write(whole[:length]))).problem, length
 
 
-@given(st.integers(0, 200), st.binary(min_size=1, max_size=8))
+@given(st.integers(0, 500), st.binary(min_size=1, max_size=8))
 def test_any_damage_gives_a_head_or_a_reason(at: int, damage: bytes) -> None:
-    raw = bytearray(build((ARCHITECTURE, key("tokens", 9, struct.pack("<IQ", 8, 2) + text("a") + text("b")))))
+    raw = bytearray(build((*KEYS, key("merges", 9, struct.pack("<IQ", 8, 2) + text("a") + text("b")))))
     raw[at : at + len(damage)] = damage
-    reader = gguf._Reader(io.BytesIO(bytes(raw)), len(raw))
+    reader = Reader(io.BytesIO(bytes(raw)), len(raw), Budget())
     try:
         head = reader.head()
     except BadGguf:
         return
     assert head.n_tensors <= 1
+    problem = problem_of(head, head.tensors)  # never raises
+    assert problem is None or problem
 
 
 def test_numbers_that_lie_cost_no_memory(write: Write) -> None:
@@ -243,6 +272,36 @@ def test_numbers_that_lie_cost_no_memory(write: Write) -> None:
         assert tracemalloc.get_traced_memory()[1] < 1 << 20
     finally:
         tracemalloc.stop()
+
+
+def test_a_head_full_of_everything_costs_a_bounded_time_and_memory(write: Write) -> None:
+    many = 1 << 20
+    token = struct.Struct("<Q4s")
+    tokens = b"".join(token.pack(4, i.to_bytes(4, "little")) for i in range(1 << 24, (1 << 24) + many))
+    keys = (
+        ARCHITECTURE,
+        *(key(f"k{i}", 9, struct.pack("<IQ1024d", 12, 1024, *[0.5] * 1024)) for i in range(100)),
+        key("tokenizer.ggml.tokens", 9, struct.pack("<IQ", 8, many) + tokens),
+        key("merges", 9, struct.pack("<IQ", 8, many) + bytes(8 * many)),
+    )
+    path = write(build(keys, tuple(tensor(f"t{i}", (1,), F32, 32 * i) for i in range(1 << 14)), 32 << 14))
+    inspected = """
+import sys, time
+from pathlib import Path
+from modeld.llm.gguf import inspect
+from modeld.types import ModelSpec
+def highest():
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+before, began = highest(), time.monotonic()
+print(inspect(ModelSpec(id="a", path=Path(sys.argv[1]))).problem)
+print(highest() - before, time.monotonic() - began)
+"""
+    done = subprocess.run([sys.executable, "-c", inspected, path], cwd=ROOT, capture_output=True, text=True, check=True)
+    problem, measured = done.stdout.splitlines()
+    kib, seconds = (float(number) for number in measured.split())
+    assert problem == "llama.block_count is missing"
+    assert kib < 100 << 10
+    assert seconds < 15  # 2 where nobody else computes
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from modeld.errors import LoadFailed
-from modeld.llm.gguf import Identity, identify, open_regular
+from modeld.llm.ggufreader import Identity, identify, open_regular
 
 CHUNK_BYTES = 1 << 20  # hashlib releases the GIL for each
 
