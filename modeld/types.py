@@ -85,14 +85,16 @@ class ModelShape:
     """The measures of a model by which its memory is estimated (llm/footprint.py)."""
 
     weights_bytes: int
+    tied_bytes: int  # of those: the table of embeddings, where it gives the logits, too
     n_embd: int
-    n_ff: int  # of the widest layer, or all experts that one token uses
+    n_ff: int  # of the widest layer, all experts that one token uses, or a recurrent layer's channels
     n_vocab: int
     n_heads: int  # of the layer that has most
     n_ctx_train: int
     cells: tuple[LayerCell, ...]  # of each layer that has a KV cache
     n_window: int = 0  # tokens that sliding attention looks back over
     state_bytes: int = 0  # of a slot's recurrent layers, all together
+    for_embeddings: bool = False  # it says so by a pooling type, or by attention that looks ahead
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from modeld.llm.architectures import LEARNED_POSITIONS
 from modeld.llm.ggufreader import Budget, Identity, identify, open_regular, read_head
 from modeld.llm.ggufvalues import BadGguf, Head, Tensor, quant_of
-from modeld.llm.modelshape import shape_of
+from modeld.llm.modelshape import is_for_embeddings, shape_of
 from modeld.llm.shards import further_paths, identities_now, joint_identity, read_shards
 from modeld.llm.soundness import n_layers_of, problem_of
 from modeld.types import FileFacts, ModelSpec
@@ -123,7 +123,4 @@ def _look(path: Path, identity: Identity, head: Head, budget: Budget) -> _Seen:
 
 def _has_learned_positions(head: Head, tensors: Mapping[str, Tensor]) -> bool:
     """Of a model that generates: one for embeddings is given no text longer than n_ctx_train (llm/embedding.py)."""
-    arch = head.architecture
-    if arch not in LEARNED_POSITIONS or "position_embd.weight" not in tensors:
-        return False
-    return not head.number(f"{arch}.pooling_type") and head.values.get(f"{arch}.attention.causal") is not False
+    return head.architecture in LEARNED_POSITIONS and "position_embd.weight" in tensors and not is_for_embeddings(head)

@@ -36,6 +36,12 @@ def shape_of(head: Head, tensors: Mapping[str, Tensor]) -> ModelShape | None:
         return None
 
 
+def is_for_embeddings(head: Head) -> bool:
+    """As llm/model.py sees it when the model is loaded."""
+    arch = head.architecture
+    return head.number(f"{arch}.pooling_type") not in (None, 0) or head.values.get(f"{arch}.attention.causal") is False
+
+
 class _Shaper:
     def __init__(self, head: Head, tensors: Mapping[str, Tensor]) -> None:
         self._head = head
@@ -52,19 +58,26 @@ class _Shaper:
         state = self._state_numbers()
         if any(recurrent) and not state:
             return None
-        n_ff = max(self._layers("feed_forward_length", 0))
-        n_expert_ff = max(self._layers("expert_feed_forward_length", 0)) * max(self._layers("expert_used_count", 0))
+        table = self._tensors.get("token_embd.weight")
         return ModelShape(
             weights_bytes=sum(tensor.n_bytes for tensor in self._tensors.values()),
+            tied_bytes=table.n_bytes if table is not None and "output.weight" not in self._tensors else 0,
             n_embd=self._number("embedding_length"),
-            n_ff=max(n_ff, n_expert_ff),
+            n_ff=self._n_ff(),
             n_vocab=n_vocab,
             n_heads=max(self._layers("attention.head_count", 0)),
             n_ctx_train=self._head.n_ctx_train or 0,
             cells=self._cells(sliding, recurrent),
             n_window=window,
             state_bytes=sum(recurrent) * state * STATE_BYTES,
+            for_embeddings=is_for_embeddings(self._head),
         )
+
+    def _n_ff(self) -> int:
+        n_expert_ff = max(self._layers("expert_feed_forward_length", 0)) * max(self._layers("expert_used_count", 0))
+        n_inner, n_state, n_groups = (self._number(f"ssm.{what}") for what in ("inner_size", "state_size", "group_count"))
+        n_recurrent = 2 * (n_inner + n_groups * n_state) + self._number("ssm.time_step_rank")  # the in-projection of mamba2
+        return max(*self._layers("feed_forward_length", 0), n_expert_ff, n_recurrent)
 
     def _cells(self, sliding: tuple[bool, ...], recurrent: tuple[bool, ...]) -> tuple[LayerCell, ...]:
         if self._arch in ENCODERS:
