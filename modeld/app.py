@@ -24,6 +24,7 @@ EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_CONFIG = 78  # sysexits.h, EX_CONFIG
+EXIT_INTERRUPTED = 130  # as the shell says it of SIGINT
 
 DRAIN_S = 5.0  # what responses have to get their last bytes out at the end
 
@@ -39,6 +40,13 @@ def main(argv: list[str] | None = None) -> int:
         from modeld.check import check
 
         return check(args.config, sys.stdout)
+    if args.command == "verify":
+        from modeld.check import verify
+
+        try:
+            return verify(args.config, args.model_ids, sys.stdout, sys.stderr)
+        except KeyboardInterrupt:  # it may take minutes
+            return EXIT_INTERRUPTED
     try:
         config = resolve(config=args.config, host=args.host, port=args.port)
     except ConfigError as error:
@@ -155,6 +163,10 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--host", help="address to listen on (default: 127.0.0.1)")
     serve.add_argument("--port", type=_port, help="port to listen on (default: 8080); 0 takes a free one")
     commands.add_parser("check", parents=[config], help="check configuration and model files; exit status 0 or 1")
+    verify = commands.add_parser(
+        "verify", parents=[config], help="compute the models' SHA-256 and compare it with the configuration; exit status 0 or 1"
+    )
+    verify.add_argument("model_ids", nargs="*", metavar="MODEL_ID", help="the models to look at (default: all)")
     return parser
 
 

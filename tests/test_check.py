@@ -1,4 +1,4 @@
-"""`modeld check`: a line for each finding, and an exit status."""
+"""`modeld check` and `modeld verify`: a line for each finding, and an exit status."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from modeld.check import check
+from modeld.app import main
+from modeld.check import check, verify
 from tests.test_gguf import build
+
+SIZE = len(build())
+SOUND = f"llama, F32, {SIZE} bytes, 1 tensors, trained on 512 tokens, about 2 MiB when loaded"
 
 Write = Callable[[str], Path]
 
@@ -43,8 +47,8 @@ def test_all_well(write: Write) -> None:
     assert checked(path) == (
         0,
         [
-            f"ok a: {good}: llama, F32, 256 bytes, 1 tensors",
-            f"ok b: {good}: llama, Q9, 256 bytes, 1 tensors, sha256 as configured",
+            f"ok a: {good}: {SOUND}",
+            f"ok b: {good}: {SOUND.replace('F32', 'Q9')}, sha256 as configured",
             f"ok {path}: 2 models, a is loaded at start",
         ],
     )
@@ -59,8 +63,8 @@ def test_bad_files_have_a_line_each(write: Write) -> None:
     status, lines = checked(path)
     assert status == 1
     assert lines == [
-        f"ok a: {here}/good.gguf: llama, F32, 256 bytes, 1 tensors",
-        f"{path}: model b: {here}/cut.gguf: cut off: its tensor data ends at byte 256, the file at 255",
+        f"ok a: {here}/good.gguf: {SOUND}",
+        f"{path}: model b: {here}/cut.gguf: cut off: its tensor data ends at byte {SIZE}, the file at {SIZE - 1}",
         f"{path}: model c: {here}/none.gguf: No such file or directory",
         f"{path}: model d: {here}/good.gguf: its SHA-256 is {sha256(build()).hexdigest()}, the configuration says {'ab' * 32}",
     ]
@@ -80,3 +84,64 @@ def test_the_file_and_the_environment_are_those_of_serve(write: Write, monkeypat
     assert checked(None) == (0, [f"ok {path}: 0 models, none is loaded at start"])
     monkeypatch.setenv("MODELD_PORT", "x")
     assert checked(None) == (1, ["MODELD_PORT: expected a whole number 0..65535, found 'x'"])
+
+
+# -- verify -----------------------------------------------------------------------------------------------------------
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def verified(path: Path | None, *ids: str, err: io.StringIO | None = None) -> tuple[int, list[str]]:
+    out = io.StringIO()
+    status = verify(path, ids, out, err or io.StringIO())
+    return status, out.getvalue().splitlines()
+
+
+GOOD = sha256(build()).hexdigest()
+
+
+def test_verify_compares_digests_and_offers_missing_ones(write: Write) -> None:
+    path = write(f"models: [{{id: a, path: good.gguf}}, {{id: b, path: good.gguf, sha256: {GOOD.upper()}}}]")
+    assert verified(path) == (0, [f"new a: sha256: {GOOD}", f"ok b: sha256 {GOOD}"])
+    assert verified(path, "b") == (0, [f"ok b: sha256 {GOOD}"])
+
+
+def test_verify_names_what_is_bad(write: Write) -> None:
+    path = write(f"models: [{{id: a, path: good.gguf, sha256: {'ab' * 32}}}, {{id: b, path: none.gguf}}]")
+    here = path.parent
+    assert verified(path, "a", "b", "c") == (
+        1,
+        [
+            f"bad c: no model of this id is registered in {path}",
+            f"bad a: {here}/good.gguf: its SHA-256 is {GOOD}, the configuration says {'ab' * 32}",
+            f"bad b: {here}/none.gguf: cannot be read: No such file or directory",
+        ],
+    )
+
+
+def test_verify_tells_what_is_wrong_with_the_configuration(write: Write) -> None:
+    status, lines = verified(write("models: [{id: a}]"))
+    assert (status, lines) == (1, [f"{write('models: [{id: a}]')}:1: models[0].path: missing"])
+
+
+def test_verify_shows_progress_on_a_terminal_only(write: Write) -> None:
+    path = write("models: [{id: big, path: big.gguf}]")
+    (path.parent / "big.gguf").write_bytes(bytes(5 << 20))
+    silent, terminal = io.StringIO(), Terminal()
+    verified(path, err=silent)
+    assert silent.getvalue() == ""
+    (path.parent / "big.gguf").write_bytes(bytes(6 << 20))
+    verified(path, err=terminal)
+    shown = terminal.getvalue()
+    assert "\rbig: 16 %\rbig: 33 %" in shown
+    assert shown.endswith("\r")
+
+
+def test_verify_is_a_command(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write("models: [{id: a, path: good.gguf}]")
+    assert main(["verify", "--config", str(path), "a"]) == 0
+    assert capsys.readouterr().out == f"new a: sha256: {GOOD}\n"
+    assert main(["verify", "--config", str(path), "nope"]) == 1

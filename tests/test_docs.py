@@ -53,6 +53,6 @@ def test_every_environment_variable_is_in_the_readme() -> None:
 
 def test_every_command_is_in_the_readme() -> None:
     commands = re.findall(r"\{?([a-z]+)\}?", _parser().format_help().split("COMMAND", 1)[1].split("options:")[0])
-    assert {"serve", "check"} <= set(commands)
-    for command in ("serve", "check"):
+    assert {"serve", "check", "verify"} <= set(commands)
+    for command in ("serve", "check", "verify"):
         assert f"modeld {command}" in README

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from modeld.errors import LoadFailed
 from modeld.llm import gguf
-from modeld.llm.digest import verify_sha256
+from modeld.llm.digest import sha256_of, verify_sha256
 from modeld.llm.gguf import inspect
 from modeld.llm.ggufreader import Budget, Reader, read_head
 from modeld.llm.ggufvalues import PLAIN, QUANTS, TENSOR_TYPES, BadGguf, Head, quant_of
@@ -374,6 +374,20 @@ def test_a_digest_is_computed_again_when_the_file_has_changed(write: Write) -> N
     write(b"yy")
     with pytest.raises(LoadFailed):
         verify_sha256(path, sha256(b"x").hexdigest(), lambda pct: True)
+
+
+def test_a_file_under_another_name_is_not_read_again(write: Write, tmp_path: Path) -> None:
+    path = write(b"x" * (3 << 20))
+    expected = sha256_of(path, lambda pct: True)
+    (tmp_path / "link.gguf").hardlink_to(path)
+    told: list[int] = []
+
+    def on_progress(pct: int) -> bool:
+        told.append(pct)
+        return True
+
+    verify_sha256(tmp_path / "link.gguf", expected, on_progress)
+    assert told == [100]
 
 
 def test_a_check_can_be_ended(write: Write) -> None:
