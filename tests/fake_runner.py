@@ -198,7 +198,7 @@ class Files:
         mtime = self.mtime.get(spec.id, 1)
         if mtime is None:
             return FileFacts(problem="No such file or directory")
-        return FileFacts(identity=(1, 2, 3, mtime), size_bytes=3, quant="Q8_0", family="llama")
+        return FileFacts(identity=(1, 2, 3, mtime), size_bytes=3, quant="Q8_0", family="llama", n_params=7, n_ctx_train=512)
 
 
 class Follower:

@@ -177,7 +177,9 @@ def test_models_tell_the_entry_and_the_file(make: Callable[..., Manager], files:
     files.mtime["b"] = None
     a, b = manager.models()
     assert (a.id, a.name, a.path, a.quant, a.family, a.size_bytes) == ("a", "a", "/models/a.gguf", "Q8_0", "llama", 3)
+    assert (a.n_params, a.n_ctx_train) == (7, 512)
     assert (b.quant, b.family, b.size_bytes, b.n_ctx, b.n_parallel) == (None, None, None, 4096, 4)
+    assert (b.n_params, b.n_ctx_train) == (None, None)
 
 
 # -- switching --------------------------------------------------------------------------------------------------------

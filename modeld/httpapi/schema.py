@@ -112,6 +112,8 @@ def model_info_json(info: ModelInfo) -> Json:
         "family": info.family,
         "state": info.state,
         "size_bytes": info.size_bytes,
+        "n_params": info.n_params,
+        "n_ctx_train": info.n_ctx_train,
         "n_ctx": info.n_ctx,
         "n_parallel": info.n_parallel,
         "chat_template": info.chat_template,

@@ -113,6 +113,8 @@ class Manager:
                     n_ctx=spec.n_ctx,
                     n_parallel=spec.n_parallel,
                     chat_template=loaded.chat_template_engine or "unsupported" if loaded and loaded.id == spec.id else None,
+                    n_params=facts.n_params,
+                    n_ctx_train=facts.n_ctx_train,
                 )
             )
         return infos

@@ -153,7 +153,7 @@ class FakeService:
     def models(self) -> list[ModelInfo]:
         return [
             ModelInfo(id=LOADED.id, name="Tiny", path=LOADED.path, quant="Q8_0", family="llama", state="ready",
-                      size_bytes=1234, n_ctx=4096, n_parallel=4),
+                      size_bytes=1234, n_ctx=4096, n_parallel=4, n_params=1_967_808, n_ctx_train=1024),
             ModelInfo(id="other", name="Other", path="/models/o.gguf", quant=None, family=None, state="unloaded",
                       size_bytes=None, n_ctx=0, n_parallel=1),
         ]  # fmt: skip

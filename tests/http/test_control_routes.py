@@ -16,7 +16,8 @@ from modeld.types import OpError, State
 def test_models(client: RawClient):
     first, second = client.request("GET", "/models").json["models"]
     assert (first["id"], first["state"], first["size_bytes"]) == (LOADED.id, "ready", 1234)
-    assert (second["state"], second["size_bytes"]) == ("unloaded", None)
+    assert (first["n_params"], first["n_ctx_train"]) == (1_967_808, 1024)
+    assert (second["state"], second["size_bytes"], second["n_params"], second["n_ctx_train"]) == ("unloaded", None, None, None)
 
 
 def test_status_has_the_contracts_shape(client: RawClient, service: FakeService):
