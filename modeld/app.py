@@ -12,11 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from modeld import __version__, logs
-from modeld.config import Config, resolve
+from modeld.config import Config
 from modeld.errors import ConfigError, ModeldError
 from modeld.llm.libllama import LLAMA_COMMIT
+from modeld.reload import ConfigSource, ConfigWatch
 from modeld.threads import start_thread
-from modeld.types import ModelSpec, Step
 
 log = logging.getLogger("modeld")
 
@@ -47,65 +47,75 @@ def main(argv: list[str] | None = None) -> int:
             return verify(args.config, args.model_ids, sys.stdout, sys.stderr)
         except KeyboardInterrupt:  # it may take minutes
             return EXIT_INTERRUPTED
+    source = ConfigSource(config=args.config, host=args.host, port=args.port)
     try:
-        config = resolve(config=args.config, host=args.host, port=args.port)
+        config = source.load()
     except ConfigError as error:
         print(f"modeld: {error}", file=sys.stderr)
         return EXIT_CONFIG
     log_format = None if config.server.log_format == "auto" else config.server.log_format
     logs.configure(config.server.log_level, log_format)
     try:
-        return serve(config)
+        return serve(source, config)
     except ModeldError as error:
         log.error("%s", error)
         return EXIT_FAILED
 
 
-def serve(config: Config) -> int:
+def serve(source: ConfigSource, config: Config) -> int:
     """Run the daemon until a signal ends it. Main thread: it owns the signals."""
-    stop = _StopSignals()
+    signals = _Signals()
     # Imported here, so that `--version` and usage errors answer at once.
-    from modeld.engine.runner import EngineRunner
+    from modeld.hosting import ModelHost
     from modeld.httpapi.limits import Limits
     from modeld.httpapi.server import HttpServer
     from modeld.llm.backend import backend
-    from modeld.llm.digest import verify_sha256
-    from modeld.llm.gguf import inspect
-    from modeld.llm.memory import give_back_freed_memory
-    from modeld.llm.runtime import LlamaRuntime
+    from modeld.manager.journal import Journal
     from modeld.manager.manager import Manager
-    from modeld.manager.runner import LoadProgress, OnDeath, Runner
+    from modeld.manager.statefile import StateFile, state_folder
+    from modeld.reloader import Reloader
 
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     library = backend()  # a library that does not fit is a failure to start, not a daemon in state error
     log.info("library", extra={"path": library.path, "llama_commit": library.stamp.llama_commit})
 
-    def open_runner(spec: ModelSpec, on_progress: LoadProgress, on_death: OnDeath) -> Runner:
-        """On the switch thread."""
-        try:
-            return EngineRunner(spec, LlamaRuntime, on_progress, on_death, queue_size=config.server.queue_size)
-        finally:
-            on_progress(Step.MMAP, 0)  # a load that failed before it asked has not waited for the old model's memory yet
-            give_back_freed_memory()
+    models = ModelHost(queue_size=config.server.queue_size, kv_keep_bytes=config.switching.kv_keep_bytes)
+    memory = StateFile(state_folder(config.path, os.environ))
+    manager = Manager(
+        config.models,
+        config.default_model,
+        models.open,
+        models.host(),
+        version=__version__,
+        policy=config.switching,
+        memory=memory,
+        journal=Journal(memory.folder),
+    )
 
-    def verify(spec: ModelSpec, on_progress: Callable[[int], bool]) -> None:
-        if spec.sha256 is not None:
-            verify_sha256(spec.path, spec.sha256, on_progress)
+    def apply(config: Config) -> None:
+        logs.set_level(config.server.log_level)
+        models.keep(config.switching.kv_keep_bytes)
 
-    manager = Manager(config.models, config.default_model, open_runner, inspect, version=__version__, verify=verify)
+    reloader = Reloader(source, config, manager, apply)
+    manager.reload = reloader.reload
+    watch = ConfigWatch(source.path, reloader.follow, since=source.stamp)
     limits = Limits(connections=config.server.max_connections, generation_s=config.server.generation_timeout_s or math.inf)
     try:
         server = HttpServer(manager, config.server.host, config.server.port, limits)
     except (OSError, UnicodeError) as error:  # UnicodeError: a host name with an empty or overlong label
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         log.error("cannot listen on %s port %d: %s", config.server.host, config.server.port, reason)
+        memory.close()
         return EXIT_FAILED
     try:
         server.start()
         _log_url(server.url)
         manager.start()  # after the server: /livez answers while the first model loads
-        log.info("stopping", extra={"signal": stop.wait()})
+        if config.switching.watch_config:
+            watch.start()
+        log.info("stopping", extra={"signal": signals.wait(reloader.follow)})
     finally:
+        watch.close()
         # Streams get their error frame from the manager; then the server lets the last bytes out.
         manager.close()
         server.close(DRAIN_S)
@@ -121,26 +131,28 @@ def _log_url(url: str) -> None:
     )
 
 
-class _StopSignals:
-    """SIGTERM and SIGINT: the first one asks for a clean stop, the second leaves at once. Main thread.
+class _Signals:
+    """SIGTERM and SIGINT: the first one asks for a clean stop, the second leaves at once. SIGHUP: read the configuration again.
+    Main thread.
 
     They are blocked for all threads from the start and taken by sigwait: a handler would run between any two bytecodes of
     the main thread, also while it holds a lock that the handler needs.
     """
 
-    NUMBERS = (signal.SIGTERM, signal.SIGINT)
+    STOP = (signal.SIGTERM, signal.SIGINT)
 
     def __init__(self) -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, self.NUMBERS)
+        signal.pthread_sigmask(signal.SIG_BLOCK, (*self.STOP, signal.SIGHUP))
 
-    def wait(self) -> str:
-        """The name of the first one; from then on the next one ends the process."""
-        first = signal.sigwait(self.NUMBERS)
+    def wait(self, on_hangup: Callable[[], None]) -> str:
+        """The name of the first one that asks for the end; from then on the next one ends the process."""
+        while (number := signal.sigwait((*self.STOP, signal.SIGHUP))) == signal.SIGHUP:
+            on_hangup()
         start_thread("modeld-signals", self._leave_at_the_next)
-        return signal.Signals(first).name
+        return signal.Signals(number).name
 
     def _leave_at_the_next(self) -> None:
-        os._exit(128 + signal.sigwait(self.NUMBERS))  # no clean-up at all: somebody has waited long enough
+        os._exit(128 + signal.sigwait(self.STOP))  # no clean-up at all: somebody has waited long enough
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -246,6 +246,13 @@ class ConfigError(ModeldError):
     code = "bad_configuration"
 
 
+class ConfigRefused(ClientError):
+    """The configuration file was read again and has errors; the old configuration goes on. The message is ConfigError's."""
+
+    code = "config_error"
+    status = 422
+
+
 class LibraryMismatch(ModeldError):
     """libllama.so is missing, untested, or not the one that the binding was written for; both sides are named."""
 

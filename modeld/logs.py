@@ -23,7 +23,12 @@ def configure(level: str, log_format: str | None, stream: TextIO | None = None) 
     handler.setFormatter(TextFormatter() if as_text else JsonFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(level.upper())
+    set_level(level)
+
+
+def set_level(level: str) -> None:
+    """Another least severity, from now on."""
+    logging.getLogger().setLevel(level.upper())
 
 
 class JsonFormatter(logging.Formatter):

@@ -11,6 +11,8 @@ from array import array
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from modeld.policy import Strategy, SwitchOptions
+
 
 class State(enum.StrEnum):
     """What the daemon is, as `/status` says it."""
@@ -30,6 +32,32 @@ class OpState(enum.StrEnum):
     @property
     def ended(self) -> bool:
         return self in (OpState.SUCCEEDED, OpState.FAILED, OpState.CANCELLED)
+
+
+class OpKind(enum.StrEnum):
+    SWITCH = "switch"
+    UNLOAD = "unload"
+
+
+class OpReason(enum.StrEnum):
+    """Who wanted an op."""
+
+    REQUEST = "request"  # somebody asked
+    START = "start"  # the daemon started
+    DEATH = "death"  # the engine of the model died
+    RESTORE = "restore"  # a switch was taken back after the model before had gone
+    AUTO = "auto"  # a request named another model
+    IDLE = "idle"  # nobody used the model
+
+
+class Phase(enum.StrEnum):
+    """What else takes time in a switch, besides its steps."""
+
+    CHECK = "check"  # the file's sha256
+    PROBE = "probe"  # a process of its own decodes the file once
+    PREFETCH = "prefetch"  # the file is read into the page cache
+    DRAIN = "drain"  # running requests may end
+    ROLLBACK = "rollback"  # the model before is loaded again
 
 
 class Step(enum.StrEnum):
@@ -187,18 +215,26 @@ class OpError:
 
 @dataclass(frozen=True, slots=True)
 class SwitchOp:
-    """One switch, from the moment it was accepted. Times are seconds since the epoch."""
+    """One switch or unload, from the moment it was accepted. Times are seconds since the epoch."""
 
     op_id: str
-    target_model_id: str
+    target_model_id: str | None  # None: an unload
     state: OpState
     queued_at: float
+    kind: OpKind = OpKind.SWITCH
+    reason: OpReason = OpReason.REQUEST
+    options: SwitchOptions = field(default_factory=SwitchOptions)
+    strategy: Strategy | None = None  # the one that was taken, once that is known
+    phase: Phase | None = None  # what it is doing, between and beside the steps
     step: Step | None = None
-    pct: int | None = None
+    pct: int | None = None  # of the phase or step
+    last_progress_at: float | None = None
+    cancelling: bool = False  # it was told to end, and has not ended yet
     error: OpError | None = None
+    rolled_back_to: str | None = None  # the model that came back after it failed
     started_at: float | None = None
     ended_at: float | None = None
-    steps_ms: dict[str, float] = field(default_factory=dict)  # per finished step, milliseconds; never mutated
+    steps_ms: dict[str, float] = field(default_factory=dict)  # per finished step and phase, milliseconds; never mutated
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +244,11 @@ class Load:
     slots_total: int
     slots_busy: int
     queued: int
+
+    @property
+    def n_open(self) -> int:
+        """Requests that were admitted and have not ended."""
+        return self.slots_busy + self.queued
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +265,35 @@ class Status:
     generation: int  # successful loads so far
     version: str
     uptime_s: float
+    auto_switch: bool = False  # a request that names another model loads it: without a model the daemon is ready, too
+    retiring_model: str | None = None  # was replaced in an overlap, and its last requests still run
+    waiting: int = 0  # requests that wait for a switch (auto_switch)
+    config_stale: bool = False  # the entry of current_model was changed since it was loaded
+    config_error: str | None = None  # why the configuration file was not taken over
+    quarantined: tuple[str, ...] = ()  # models that ended the process again and again
+
+
+@dataclass(frozen=True, slots=True)
+class SwitchPlan:
+    """What a switch would come to, had it been asked for in earnest (`dry_run`)."""
+
+    target_model_id: str
+    action: str  # keep: it is loaded already | load
+    strategy: Strategy
+    leaves: str | None  # the model that goes
+    error: OpError | None  # why it would fail, as far as that can be known before
+
+
+@dataclass(frozen=True, slots=True)
+class ReloadResult:
+    """What became of the configuration file that was read again."""
+
+    changed: bool
+    models: int
+    added: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    altered: tuple[str, ...] = ()
+    restart_needed: tuple[str, ...] = ()  # keys that changed and hold from the next start on
 
 
 # -- generation ------------------------------------------------------------------------------------------------------

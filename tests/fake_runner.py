@@ -6,10 +6,12 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from modeld.errors import LoadFailed, ModeldError
 from modeld.events import Event, Subscription
 from modeld.manager.manager import Manager
+from modeld.manager.runner import Host
 from modeld.types import (
     ChatMessage,
     Chunk,
@@ -27,6 +29,7 @@ from modeld.types import (
 )
 
 DEADLINE_S = 20.0  # of every wait; reaching it is a failure
+ENDS = ("model_ready", "model_error", "model_unloaded")
 
 
 class FakeGeneration:
@@ -62,18 +65,34 @@ class FakeRunner:
         self.closed_with: ModeldError | None = None
         self.close_error: Exception | None = None  # raised by close, if set
         self.closed_by = ""  # name of the thread
+        self.n_cut = 0  # requests that close ended
         self.freed = False
+        self.was_freed = threading.Event()
         self.free_gate: threading.Event | None = None  # holds up free, if set
+        self.n_open = 0  # requests that have not ended
+        self._on_idle: Callable[[], None] | None = None
 
     def describe(self) -> LoadedModel:
         spec = self.spec
         return LoadedModel(spec.id, spec.name, str(spec.path), "fake", 1, 2, 3, 4, 5, 6, 7, 8, None, "<s>", "</s>", 0.0)
 
     def load(self) -> Load:
-        return Load(slots_total=self.spec.n_parallel, slots_busy=1, queued=2)
+        return Load(slots_total=self.spec.n_parallel, slots_busy=self.n_open, queued=0)
+
+    def on_idle(self, callback: Callable[[], None]) -> None:
+        assert self._on_idle is None
+        self._on_idle = callback
+
+    def finish(self, n: int = 1) -> None:
+        """So many requests end by themselves."""
+        assert n <= self.n_open
+        self.n_open -= n
+        if not self.n_open and self._on_idle is not None:
+            self._on_idle()
 
     def submit(self, request: GenerateRequest) -> FakeGeneration:
         self._check()
+        self.n_open += 1
         return FakeGeneration(self.spec.id)
 
     def embed(self, request: EmbedRequest) -> FakeEmbedding:
@@ -95,6 +114,7 @@ class FakeRunner:
     def close(self, reason: ModeldError) -> None:
         assert self.closed_with is None, "closed twice"
         self.closed_with = reason
+        self.n_cut, self.n_open = self.n_open, 0
         self.closed_by = threading.current_thread().name
         if self.close_error is not None:
             raise self.close_error
@@ -105,6 +125,7 @@ class FakeRunner:
         if self.free_gate is not None:
             assert self.free_gate.wait(DEADLINE_S)
         self.freed = True
+        self.was_freed.set()
 
     def _check(self) -> None:
         if self.closed_with is not None:
@@ -151,8 +172,10 @@ class GatedLoad:
 class FakeFactory:
     """An OpenRunner. Loads pass at once, or, `gated`, wait for orders: take them with `next_load`, in their order."""
 
-    def __init__(self, *, gated: bool = False) -> None:
+    def __init__(self, *, gated: bool = False, at_once: int = 1) -> None:
+        """`at_once`: models that may be open, the one that is being loaded included."""
         self.gated = gated
+        self.at_once = at_once
         self.runners: list[FakeRunner] = []
         self.threads: set[str] = set()
         self._loads: queue.Queue[GatedLoad] = queue.Queue()
@@ -163,7 +186,8 @@ class FakeFactory:
     ) -> FakeRunner:
         self.threads.add(threading.current_thread().name)
         assert self._running == 0, "two loads at once"
-        assert all(runner.closed_with is not None for runner in self.runners), "loads while another model is open"
+        n_open = sum(runner.closed_with is None for runner in self.runners)
+        assert n_open < self.at_once, "loads while another model is open"
         self._running += 1
         try:
             if self.gated:
@@ -181,6 +205,10 @@ class FakeFactory:
         finally:
             self._running -= 1
 
+    def forget_running(self) -> None:
+        """The load that runs hangs: another one may run beside it."""
+        self._running = 0
+
     def next_load(self) -> GatedLoad:
         return self._loads.get(timeout=DEADLINE_S)
 
@@ -191,6 +219,9 @@ class Files:
     def __init__(self) -> None:
         self.mtime: dict[str, int | None] = {}  # by model id; None: the file is missing
         self.error: Exception | None = None
+
+    def host(self, **more: Any) -> Host:
+        return Host(self, **more)
 
     def __call__(self, spec: ModelSpec) -> FileFacts:
         if self.error is not None:
@@ -215,15 +246,27 @@ class Follower:
             while at < len(self.seen):
                 event = self.seen[at]
                 at += 1
-                if event.name == name and (op is None or event.data["op_id"] == op.op_id):
+                if event.name == name and (op is None or event.data.get("op_id") == op.op_id):
                     return event
             events = self.subscription.take(DEADLINE_S)
             assert events, f"no {name} within {DEADLINE_S} s; seen: {self.seen}"
             self.seen += events
 
+    def until_at(self, step: Step, pct: int) -> Event:
+        """The event of that progress."""
+        at = 0
+        while True:
+            for event in self.seen[at:]:
+                at += 1
+                if (event.data.get("step"), event.data.get("pct")) == (step.value, pct):
+                    return event
+            events = self.subscription.take(DEADLINE_S)
+            assert events, f"no {step} {pct} within {DEADLINE_S} s; seen: {self.seen}"
+            self.seen += events
+
     def ended(self, op: SwitchOp) -> Event:
         """The one event that ends the op."""
-        while not (ends := [event for event in self.of(op) if event.name in ("model_ready", "model_error")]):
+        while not (ends := [event for event in self.of(op) if event.name in ENDS]):
             events = self.subscription.take(DEADLINE_S)
             assert events, f"no end of {op} within {DEADLINE_S} s; seen: {self.seen}"
             self.seen += events
@@ -231,7 +274,7 @@ class Follower:
         return ends[0]
 
     def of(self, op: SwitchOp) -> list[Event]:
-        return [event for event in self.seen if event.data["op_id"] == op.op_id]
+        return [event for event in self.seen if event.data.get("op_id") == op.op_id]
 
 
 def specs(*ids: str) -> list[ModelSpec]:

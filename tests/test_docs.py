@@ -32,10 +32,22 @@ def test_every_error_code_that_a_client_can_see_is_documented() -> None:
 
 
 @pytest.mark.parametrize(
-    "event", ["snapshot", "resync", "model_switch_started", "model_loading_progress", "model_ready", "model_error"]
+    "event",
+    [
+        "snapshot",
+        "resync",
+        "model_switch_started",
+        "model_switch_phase",
+        "model_loading_progress",
+        "model_ready",
+        "model_error",
+        "model_unloaded",
+        "config_reloaded",
+        "config_error",
+    ],
 )
 def test_every_event_is_documented(event: str) -> None:
-    assert event in HTTP
+    assert f"| `{event}` |" in HTTP
 
 
 def test_every_make_target_in_the_readme_exists_and_help_lists_the_important_ones() -> None:

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "modeld"
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     # 0
     "modeld.errors": (),
-    "modeld.types": (),
+    "modeld.types": ("modeld.policy",),
     "modeld.threads": (),
     "modeld.policy": (),
     # 1
@@ -33,6 +33,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "modeld.httpapi.": ("modeld.errors", "modeld.types", "modeld.policy", "modeld.threads", "modeld.events", "modeld.httpapi."),
     # 5
     "modeld.app": ("modeld.",),
+    "modeld.hosting": ("modeld.",),
+    "modeld.reloader": ("modeld.",),
     "modeld.check": ("modeld.",),
     "modeld.reload": ("modeld.config", "modeld.errors", "modeld.types", "modeld.policy", "modeld.threads"),
     "modeld.__main__": ("modeld.app",),

@@ -28,9 +28,11 @@ from modeld.events import Event, SubscriptionEnded
 from modeld.manager import manager as manager_module
 from modeld.manager.manager import Manager
 from modeld.manager.state import MAX_RELOADS
-from modeld.types import ChatMessage, GenerateRequest, Load, OpState, State, Status, Step, SwitchOp
+from modeld.policy import OnFailure, SwitchOptions, SwitchPolicy
+from modeld.types import ChatMessage, GenerateRequest, Load, ModelSpec, OpState, State, Status, Step, SwitchOp
 from tests.fake_runner import DEADLINE_S, FakeFactory, Files, Follower, specs
 
+NO_ROLLBACK = SwitchPolicy(on_failure=OnFailure.ERROR)
 REQUEST = GenerateRequest("r1", ("hello",))
 GATED = pytest.mark.parametrize("factory", [True], indirect=True, ids=["gated"])
 
@@ -50,8 +52,8 @@ def make(factory: FakeFactory, files: Files) -> Iterator[Callable[..., Manager]]
     """A manager of the models a, b, c, closed after the test."""
     made: list[Manager] = []
 
-    def build(default: str | None = "a", ids: str = "abc") -> Manager:
-        manager = Manager(specs(*ids), default, factory, files, version="1.2")
+    def build(default: str | None = "a", ids: str = "abc", policy: SwitchPolicy | None = None, **host: object) -> Manager:
+        manager = Manager(specs(*ids), default, factory, files.host(**host), version="1.2", policy=policy)
         made.append(manager)
         return manager
 
@@ -117,11 +119,11 @@ def test_the_load_at_start_is_an_op_like_any_other(make: Callable[..., Manager],
     assert list(op.steps_ms) == ["unload", "mmap", "warmup"]
     status = manager.status()
     assert (status.state, status.current_model, status.op, status.last_op) == (State.READY, "a", None, op)
-    assert (status.generation, status.version, status.load) == (1, "1.2", Load(4, 1, 2))
+    assert (status.generation, status.version, status.load) == (1, "1.2", Load(4, 0, 0))
     loaded = manager.loaded()
     assert loaded is not None
     assert loaded.id == "a"
-    assert factory.threads == {"modeld-switch"}
+    assert factory.threads == {"modeld-load"}
 
 
 @pytest.mark.parametrize(("ids", "message"), [("abc", "POST /switch loads one"), ("", "lists no models")])
@@ -140,9 +142,9 @@ def test_without_a_model_to_load_the_state_is_error_no_model(make: Callable[...,
 
 def test_a_default_that_is_not_registered_is_a_fault_of_the_caller(factory: FakeFactory, files: Files) -> None:
     with pytest.raises(ValueError, match="'x' is not in the registry"):
-        Manager(specs("a"), "x", factory, files, version="1")
+        Manager(specs("a"), "x", factory, files.host(), version="1")
     with pytest.raises(ValueError, match="same id"):
-        Manager(specs("a", "a"), None, factory, files, version="1")
+        Manager(specs("a", "a"), None, factory, files.host(), version="1")
 
 
 @GATED
@@ -151,6 +153,7 @@ def test_status_models_and_op_follow_a_load(make: Callable[..., Manager], factor
     follower = start(manager)
     load = factory.next_load()
     assert load.report(Step.MMAP, 43)
+    follower.until_at(Step.MMAP, 43)
     status = manager.status()
     assert (status.state, status.current_model, status.queued_ops) == (State.LOADING, None, 0)
     assert status.op is not None
@@ -189,7 +192,7 @@ def test_a_switch_closes_the_old_model_with_the_reason_and_loads_the_new_one(
     make: Callable[..., Manager], factory: FakeFactory
 ) -> None:
     manager, follower = started(make)
-    op = manager.switch("b")
+    op = manager.switch("b")[0]
     assert (op.state, op.target_model_id) == (OpState.QUEUED, "b")
     assert follower.ended(op).data["current_model_id"] == "b"
     old, new = factory.runners
@@ -212,7 +215,7 @@ def test_admission_stops_before_the_old_model_is_closed_and_starts_before_ready_
     old = factory.next_load().finish()
     follower.until("model_ready")
     assert manager.generate(REQUEST).model_id == "a"
-    op = manager.switch("b")
+    op = manager.switch("b")[0]
     follower.until("model_switch_started", op)
     with pytest.raises(ModelLoading):
         manager.generate(REQUEST)
@@ -243,7 +246,7 @@ def test_switches_posted_at_once_run_one_after_the_other_in_the_order_accepted(
 ) -> None:
     manager = make()
     follower = start(manager)
-    ops = [manager.switch(model_id) for model_id in "bca"]
+    ops = [manager.switch(model_id)[0] for model_id in "bca"]
     assert len({op.op_id for op in ops}) == 3
     for position, model_id in enumerate("abca"):
         load = factory.next_load()
@@ -268,7 +271,7 @@ def test_many_threads_switch_and_ask_and_every_op_ends_once(make: Callable[..., 
     def client(number: int) -> list[SwitchOp]:
         ops = []
         for turn in range(10):
-            ops.append(manager.switch("abc"[(number + turn) % 3]))
+            ops.append(manager.switch("abc"[(number + turn) % 3])[0])
             manager.status()
             manager.models()
             with contextlib.suppress(ModelLoading, ModelSwitched):
@@ -290,7 +293,7 @@ def test_switching_to_what_is_loaded_and_unchanged_succeeds_without_unloading(
     manager, follower = started(make)
     for mtime in (1, None):  # a file that is gone is no reason to let go of the model
         files.mtime["a"] = mtime
-        op = manager.switch("a")
+        op = manager.switch("a")[0]
         follower.ended(op)
         assert [event.name for event in follower.of(op)] == ["model_switch_started", "model_ready"]
         ended = manager.op(op.op_id)
@@ -304,7 +307,7 @@ def test_switching_to_what_is_loaded_loads_it_again_when_its_file_has_changed(
 ) -> None:
     manager, follower = started(make)
     files.mtime["a"] = 2
-    follower.ended(manager.switch("a"))
+    follower.ended(manager.switch("a")[0])
     assert len(factory.runners) == 2
     assert isinstance(factory.runners[0].closed_with, ModelSwitched)
 
@@ -314,14 +317,14 @@ def test_switching_to_what_is_loaded_loads_it_again_when_its_entry_has_changed(
 ) -> None:
     manager, follower = started(make)
     manager._registry["a"] = replace(manager._registry["a"], n_ctx=8192)
-    follower.ended(manager.switch("a"))
+    follower.ended(manager.switch("a")[0])
     assert [runner.spec.n_ctx for runner in factory.runners] == [4096, 8192]
 
 
 def test_unknown_names_are_refused_before_anything_is_queued(make: Callable[..., Manager]) -> None:
     manager, _ = started(make)
     with pytest.raises(ModelNotFound, match="known: 'a', 'b', 'c'") as refused:
-        manager.switch("x")
+        manager.switch("x")[0]
     assert refused.value.param == "model_id"
     with pytest.raises(ModelNotFound):
         manager.generate(replace(REQUEST, model_id="x"))
@@ -354,10 +357,10 @@ def test_a_load_that_fails_ends_in_one_error_and_the_next_switch_works(
     code: str,
     message: str,
 ) -> None:
-    manager = make()
+    manager = make(policy=NO_ROLLBACK)
     follower = start(manager)
     factory.next_load().finish()
-    op = manager.switch("b")
+    op = manager.switch("b")[0]
     load = factory.next_load()
     load.report(Step.MMAP, 30)
     load.fail(error)
@@ -375,7 +378,7 @@ def test_a_load_that_fails_ends_in_one_error_and_the_next_switch_works(
     if code == "internal_error":
         assert any(entry.exc_info and entry.exc_info[1] is error for entry in caplog.records)
 
-    again = manager.switch("a")
+    again = manager.switch("a")[0]
     factory.next_load().finish()
     assert follower.ended(again).name == "model_ready"
     status = manager.status()
@@ -388,7 +391,7 @@ def test_a_close_that_fails_is_logged_and_the_switch_goes_on(
 ) -> None:
     manager, follower = started(make)
     factory.runners[0].close_error = RuntimeError("cannot join")
-    assert follower.ended(manager.switch("b")).name == "model_ready"
+    assert follower.ended(manager.switch("b")[0]).name == "model_ready"
     assert any(entry.exc_info and "what it holds is lost" in entry.message for entry in caplog.records)
 
 
@@ -401,7 +404,7 @@ def test_the_next_load_begins_while_the_old_model_is_freed_but_takes_no_memory_b
     old = factory.next_load().finish()
     follower.until("model_ready")
     old.free_gate = threading.Event()
-    op = manager.switch("b")
+    op = manager.switch("b")[0]
     load = factory.next_load()  # the factory was called, and the old model is not freed yet
     assert old.closed_with is not None
     assert not old.freed
@@ -420,12 +423,12 @@ def test_the_next_load_begins_while_the_old_model_is_freed_but_takes_no_memory_b
 def test_a_load_that_fails_at_once_still_waits_for_the_old_models_memory(
     make: Callable[..., Manager], factory: FakeFactory
 ) -> None:
-    manager = make()
+    manager = make(policy=NO_ROLLBACK)
     follower = start(manager)
     old = factory.next_load().finish()
     follower.until("model_ready")
     old.free_gate = threading.Event()
-    op = manager.switch("b")
+    op = manager.switch("b")[0]
     factory.next_load().fail(LoadFailed("no such file"))
     assert manager.status().state is State.LOADING
     old.free_gate.set()
@@ -434,17 +437,22 @@ def test_a_load_that_fails_at_once_still_waits_for_the_old_models_memory(
 
 
 def test_a_fault_before_admission_stopped_leaves_the_model_that_answers(
-    make: Callable[..., Manager], factory: FakeFactory, files: Files
+    make: Callable[..., Manager], factory: FakeFactory
 ) -> None:
-    manager, follower = started(make)
-    files.error = RuntimeError("a bug in the reader")
-    ended = follower.ended(manager.switch("b"))
+    def broken(spec: ModelSpec, on_progress: object) -> None:
+        if spec.id == "b":
+            raise RuntimeError("a bug in the reader")
+
+    manager = make(read_ahead=broken)
+    follower = start(manager)
+    follower.until("model_ready")
+    op = manager.switch("b", SwitchOptions(force=True))[0]
+    ended = follower.ended(op)
     assert (ended.name, ended.data["code"]) == ("model_error", "internal_error")
-    files.error = None
     assert manager.generate(REQUEST).model_id == "a"
     assert manager.status().state is State.READY
     assert factory.runners[0].closed_with is None
-    assert follower.ended(manager.switch("b")).name == "model_ready"
+    assert manager.op(op.op_id).state is OpState.FAILED
 
 
 # -- deaths -----------------------------------------------------------------------------------------------------------
@@ -479,7 +487,7 @@ def test_a_switch_that_waits_is_not_overtaken_by_the_reload_of_a_dead_engine(
     manager = make()
     follower = start(manager)
     load = factory.next_load()
-    asked = manager.switch("b")
+    asked = manager.switch("b")[0]
     load.runner.die(RuntimeError("during the load"))
     load.finish()  # too late: it is dead already
     first = follower.until("model_error")
@@ -508,7 +516,7 @@ def test_an_engine_that_dies_too_often_leaves_an_error_until_somebody_asks(
     assert all(runner.closed_with is not None for runner in factory.runners)
     status = manager.status()
     assert (status.state, status.generation) == (State.ERROR, 4)
-    assert follower.ended(manager.switch("a")).name == "model_ready"
+    assert follower.ended(manager.switch("a")[0]).name == "model_ready"
     assert_well_formed(follower.seen)
 
 
@@ -528,7 +536,7 @@ def test_status_never_lags_behind_an_event(make: Callable[..., Manager]) -> None
     manager = make()
     follower = start(manager)
     for model_id in "bcab":
-        op = manager.switch(model_id)
+        op = manager.switch(model_id)[0]
         while not any(event.name == "model_ready" for event in follower.of(op)):
             events = follower.subscription.take(DEADLINE_S)
             assert events
@@ -554,6 +562,7 @@ def test_a_snapshot_is_what_the_event_it_stands_at_left(make: Callable[..., Mana
     follower = start(manager)
     load = factory.next_load()
     load.report(Step.MMAP, 7)
+    follower.until_at(Step.MMAP, 7)
     first = manager.subscribe(None).first
     assert first is not None
     assert first.status.op is not None
@@ -562,7 +571,7 @@ def test_a_snapshot_is_what_the_event_it_stands_at_left(make: Callable[..., Mana
     ready = follower.until("model_ready")
     after = manager.subscribe(None).first
     assert after is not None
-    assert (after.id, after.status.state, after.status.load) == (ready.id, State.READY, Load(4, 1, 2))
+    assert (after.id, after.status.state, after.status.load) == (ready.id, State.READY, Load(4, 0, 0))
     replay = manager.subscribe(first.id)
     assert replay.first is None
     assert [event.data.get("pct") for event in replay.take(0)] == [100, 0, 100, None]
@@ -575,13 +584,14 @@ def test_every_step_is_logged_with_op_model_and_milliseconds(
     started(make)
     lines = [(entry.message, entry.__dict__["model_id"], "ms" in entry.__dict__) for entry in caplog.records]
     assert lines == [
+        ("at start: default_model", "a", False),
         ("switch started", "a", False),
         ("unload done", "a", True),
         ("mmap done", "a", True),
         ("warmup done", "a", True),
         ("model ready", "a", True),
     ]
-    assert len({entry.__dict__["op_id"] for entry in caplog.records}) == 1
+    assert len({entry.__dict__["op_id"] for entry in caplog.records[1:]}) == 1
 
 
 # -- the end ----------------------------------------------------------------------------------------------------------
@@ -593,7 +603,7 @@ def test_close_frees_the_model_and_refuses_what_comes_after(make: Callable[..., 
     assert isinstance(factory.runners[0].closed_with, ShuttingDown)
     assert factory.runners[0].closed_by == "modeld-switch"
     calls: list[Callable[[], object]] = [
-        lambda: manager.switch("b"),
+        lambda: manager.switch("b")[0],
         lambda: manager.generate(REQUEST),
         lambda: manager.subscribe(None),
     ]
@@ -612,7 +622,7 @@ def test_close_during_a_load_cancels_it_and_what_waits(make: Callable[..., Manag
     manager = make()
     follower = start(manager)
     load = factory.next_load()
-    waiting = [manager.switch("b"), manager.switch("c")]
+    waiting = [manager.switch("b")[0], manager.switch("c")[0]]
     running = manager.status().op
     assert running is not None
     with ThreadPoolExecutor(2) as pool:
@@ -653,7 +663,7 @@ def test_a_load_that_succeeds_in_spite_of_close_is_closed_again(make: Callable[.
 def test_close_before_start_cancels_the_load_at_start(make: Callable[..., Manager], factory: FakeFactory) -> None:
     manager = make()
     follower = Follower(manager.subscribe(None))
-    manager.switch("b")
+    manager.switch("b")[0]
     manager.close()
     manager.close()
     while True:
@@ -693,12 +703,12 @@ def test_a_fault_that_ends_the_switch_thread_ends_everything_in_order(
     manager, follower = started(make)
 
     def perform(task: object) -> None:
-        waiting.append(manager.switch("c"))
+        waiting.append(manager.switch("c")[0])
         raise RuntimeError("a fault of ours")
 
     waiting: list[SwitchOp] = []
     monkeypatch.setattr(manager, "_perform", perform)
-    running = manager.switch("b")
+    running = manager.switch("b")[0]
     assert manager._thread is not None
     manager._thread.join(DEADLINE_S)
     assert "a fault of ours" in caplog.text
@@ -706,4 +716,4 @@ def test_a_fault_that_ends_the_switch_thread_ends_everything_in_order(
         assert follower.ended(op).data["code"] == "op_cancelled"
     assert factory.runners[0].closed_with is not None
     with pytest.raises(ShuttingDown):
-        manager.switch("b")
+        manager.switch("b")[0]

@@ -15,7 +15,8 @@ from modeld.manager import ops
 from modeld.manager.ops import OpLog
 from modeld.manager.progress import Progress
 from modeld.manager.runner import Runner
-from modeld.manager.state import MAX_RELOADS, RELOAD_WINDOW_S, TRANSITIONS, InvalidTransition, Lifecycle, Tenant, Trigger
+from modeld.manager.state import MAX_RELOADS, RELOAD_WINDOW_S, TRANSITIONS, InvalidTransition, Lifecycle, Trigger
+from modeld.manager.tenant import Tenant
 from modeld.types import OpError, OpState, State, Step
 from tests.fake_runner import FakeRunner, specs
 
@@ -24,10 +25,15 @@ ERROR = OpError("model_load_failed", "no such file")
 # Written out once more, so that a change of the table is a change of two places.
 LEGAL = {
     ("ready", "begin"): "loading",
+    ("ready", "loaded"): "ready",
+    ("ready", "failed"): "ready",
     ("ready", "died"): "loading",
     ("ready", "stopped"): "error",
     ("loading", "begin"): "loading",
     ("loading", "loaded"): "ready",
+    ("loading", "restored"): "ready",
+    ("loading", "emptied"): "error",
+    ("loading", "rested"): "ready",
     ("loading", "failed"): "error",
     ("loading", "stopped"): "error",
     ("error", "begin"): "loading",
@@ -77,17 +83,17 @@ def test_every_move_is_legal_or_refused_without_effect(state: State, trigger: Tr
 
 def test_admission_follows_the_state() -> None:
     with pytest.raises(ModelLoading) as loading:
-        lifecycle(State.LOADING).admit(None)
+        lifecycle(State.LOADING).enter(None)
     assert loading.value.retry_after_s == 1
     with pytest.raises(NoModel, match="no such file"):
-        lifecycle(State.ERROR).admit("a")
+        lifecycle(State.ERROR).enter("a")
     life = lifecycle(State.READY)
-    assert life.admit(None) is life.admit("a")
+    assert life.enter(None) is life.enter("a")
     with pytest.raises(ModelNotLoaded, match=r"the loaded model is 'a', not 'b'; POST /switch"):
-        life.admit("b")
+        life.enter("b")
     life.stop()
     with pytest.raises(ShuttingDown):
-        life.admit("a")
+        life.enter("a")
     with pytest.raises(ShuttingDown):
         life.accept("a")
 
@@ -99,7 +105,7 @@ def test_loading_says_how_far_it_is() -> None:
     life.begin(None)
     life.step(Step.MMAP, 43)
     with pytest.raises(ModelLoading, match="'a' is being loaded, mmap 43 %"):
-        life.admit(None)
+        life.enter(None)
 
 
 def test_a_dead_engine_is_not_admitted_to_and_is_loaded_again() -> None:
@@ -109,7 +115,7 @@ def test_a_dead_engine_is_not_admitted_to_and_is_loaded_again() -> None:
     life.died(dead, RuntimeError("decode failed"))
     life.died(dead, RuntimeError("once more"))
     with pytest.raises(ModelLoading):
-        life.admit(None)
+        life.enter(None)
     task = life.next_task()
     assert task is not None
     assert (task.op.target_model_id, task.refusal) == ("a", None)
@@ -125,7 +131,7 @@ def test_a_death_of_a_model_that_left_is_ignored() -> None:
     life.begin(None)
     life.loaded(tenant("b"))
     life.died(gone, RuntimeError("late"))
-    assert life.admit(None).spec.id == "b"
+    assert life.enter(None).spec.id == "b"
     life.stop()
     assert life.next_task() is None
 
@@ -134,7 +140,7 @@ def test_a_switch_that_waits_replaces_the_reload_of_a_dead_engine() -> None:
     life = lifecycle(State.READY)
     dead = life.tenant()
     assert dead is not None
-    asked = life.accept("b")
+    asked, _ = life.accept("b")
     life.died(dead, RuntimeError("x"))
     task = life.next_task()
     assert task is not None

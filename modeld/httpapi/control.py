@@ -1,4 +1,4 @@
-"""What does the control plane answer? /models /switch /ops /status /events and the probes."""
+"""What does the control plane answer to who only looks? /models /status /events and the probes."""
 
 from __future__ import annotations
 
@@ -19,18 +19,10 @@ def get_models(_: Request, service: Service) -> Response:
     return json_response(200, {"models": [schema.model_info_json(info) for info in service.models()]})
 
 
-def post_switch(request: Request, service: Service) -> Response:
-    op = service.switch(schema.parse_switch(request.body))
-    accepted = {"op_id": op.op_id, "target_model_id": op.target_model_id, "state": op.state.value}
-    return json_response(202, accepted, {"Location": f"/ops/{op.op_id}"})
-
-
-def get_op(request: Request, service: Service) -> Response:
-    return json_response(200, schema.op_json(service.op(request.params["op_id"])))
-
-
 def get_status(_: Request, service: Service) -> Response:
-    return json_response(200, schema.status_json(service.status()))
+    """The entity tag is what If-Match of /switch takes."""
+    status = service.status()
+    return json_response(200, schema.status_json(status), {"ETag": f'"{status.generation}"'})
 
 
 def get_livez(_: Request, __: Service) -> Response:
@@ -62,7 +54,8 @@ def get_health(_: Request, service: Service) -> Response:
 
 
 def _answers(status: Status) -> bool:
-    return status.state is State.READY and status.current_model is not None
+    """A model does; or, with auto_switch, the next request brings one."""
+    return status.state is State.READY and (status.current_model is not None or status.auto_switch)
 
 
 # -- events

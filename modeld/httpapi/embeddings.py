@@ -45,14 +45,15 @@ def post_embeddings(request: Request, service: Service) -> StreamResponse:
     loaded = service.loaded()
     if loaded is not None:  # so that a refusal names it, too
         request.reply_fields["X-Model-Id"] = loaded.id
-    embedding = service.embed(asked.embed)
-    request.reply_fields["X-Model-Id"] = embedding.model_id
-    request.on_client_gone(embedding.cancel)
+    admission = service.admit_embedding(asked.embed)
+    request.on_client_gone(admission.cancel)
+    embedding = admission.wait(until - time.monotonic())
     left_s = until - time.monotonic()
-    embedded = embedding.result(None if left_s == math.inf else left_s)
-    if embedded is None:
-        embedding.cancel()
+    embedded = None if embedding is None else embedding.result(None if left_s == math.inf else left_s)
+    if embedding is None or embedded is None:
+        admission.cancel()
         raise GenerationTimeout("this took longer than the server allows (server.generation_timeout_s); it was cancelled")
+    request.reply_fields["X-Model-Id"] = embedding.model_id
     vectors = [normalized(vector[: asked.embed.dimensions], asked.normalize) for vector in embedded.vectors]
     usage = {"prompt_tokens": embedded.prompt_tokens, "total_tokens": embedded.prompt_tokens}
     tail = f'], "model": {json.dumps(embedding.model_id)}, "usage": {json.dumps(usage)}}}'

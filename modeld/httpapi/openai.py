@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 
-from modeld.errors import GenerationTimeout, ModelLoading, ModelNotFound, NoModel
+from modeld.errors import GenerationTimeout, ModeldError, ModelLoading, ModelNotFound, NoModel
 from modeld.httpapi import parameters, schema, sse
 from modeld.httpapi.answers import CHAT, COMPLETION, AnswerHead, Frames, Shape, Tally, whole_answer
 from modeld.httpapi.fields import Fields
 from modeld.httpapi.message import LAST_FRAME, Request, Response, StreamResponse, json_response
 from modeld.httpapi.messages import parse_messages
 from modeld.httpapi.parameters import CompletionRequest
-from modeld.httpapi.service import Generation, Service
+from modeld.httpapi.service import Admission, Generation, Service
 from modeld.httpapi.strictjson import parse_object
 from modeld.httpapi.toolcalls import ToolCallParser
 from modeld.httpapi.tools import parse_tool_use
@@ -22,8 +23,12 @@ from modeld.types import Chunk, Failed, Finished, LoadedModel, State
 
 
 def get_models(_: Request, service: Service) -> Response:
+    """What can be asked for: the loaded model; with auto_switch, the whole registry."""
     loaded = service.loaded()
-    return json_response(200, {"object": "list", "data": [schema.openai_model_json(loaded)] if loaded else []})
+    listed = [schema.openai_model_json(loaded)] if loaded else []
+    if service.status().auto_switch:
+        listed += [schema.openai_entry_json(info) for info in service.models() if loaded is None or info.id != loaded.id]
+    return json_response(200, {"object": "list", "data": listed})
 
 
 def get_model(request: Request, service: Service) -> Response:
@@ -31,7 +36,10 @@ def get_model(request: Request, service: Service) -> Response:
     loaded = service.loaded()
     if loaded is not None and loaded.id == model_id:
         return json_response(200, schema.openai_model_json(loaded))
-    if any(info.id == model_id for info in service.models()):
+    known = next((info for info in service.models() if info.id == model_id), None)
+    if known is not None and service.status().auto_switch:
+        return json_response(200, schema.openai_entry_json(known))
+    if known is not None:
         raise ModelNotFound(f"model {model_id} is registered but not loaded; POST /switch loads it", param="model")
     raise ModelNotFound(f"no model has the id {model_id[:128]!r}; GET /models lists them", param="model")
 
@@ -87,9 +95,17 @@ def _generate(request: Request, service: Service, asked: CompletionRequest, shap
     loaded = service.loaded()
     if loaded is not None:  # so that a refusal names it, too
         request.reply_fields["X-Model-Id"] = loaded.id
-    generation = service.generate(asked.generate)
+    admission = service.admit(asked.generate)
+    request.on_client_gone(admission.cancel)
+    # A stream that waits for a switch begins with comments; until the first one its status can still say why it failed.
+    patience_s = min(request.limits.heartbeat_s if asked.stream else math.inf, until - time.monotonic())
+    generation = admission.wait(patience_s)
+    if generation is None and asked.stream:
+        writes = _waiting_writes(request, service, asked, shape, admission, created, until)
+        return StreamResponse(writes, error_frame=_error_frame, fields=sse.FIELDS)
+    if generation is None:
+        raise _timed_out(admission)
     request.reply_fields["X-Model-Id"] = generation.model_id
-    request.on_client_gone(generation.cancel)
     head = AnswerHead(shape.id_prefix + uuid.uuid4().hex, created, generation.model_id)
     n_choices = asked.generate.n_choices
     asked = replace(asked, generate=replace(asked.generate, prompts=()))  # while it waits, its tokens are enough
@@ -105,7 +121,36 @@ def _generate(request: Request, service: Service, asked: CompletionRequest, shap
     _raise_failure(first)  # nothing was sent yet, so the status can still say it
     frames = Frames(shape, head, n_choices, include_usage=asked.include_usage, parsers=parsers)
     writes = _stream_writes(request, generation, first, frames, tally, until)
-    return StreamResponse(writes, error_frame=lambda error: sse.data_frame(schema.error_json(error)), fields=sse.FIELDS)
+    return StreamResponse(writes, error_frame=_error_frame, fields=sse.FIELDS)
+
+
+def _error_frame(error: ModeldError) -> bytes:
+    return sse.data_frame(schema.error_json(error))
+
+
+def _waiting_writes(
+    request: Request,
+    service: Service,
+    asked: CompletionRequest,
+    shape: Shape,
+    admission: Admission[Generation],
+    created: int,
+    until: float,
+) -> Iterator[tuple[bytes, ...]]:
+    """The stream of a request whose model is not loaded yet: comments until it is, then as any other."""
+    generation = None
+    while generation is None:
+        yield (sse.KEEP_ALIVE,)
+        left_s = until - time.monotonic()
+        if left_s <= 0:
+            raise _timed_out(admission)
+        generation = admission.wait(min(request.limits.heartbeat_s, left_s))
+    n_choices = asked.generate.n_choices
+    head = AnswerHead(shape.id_prefix + uuid.uuid4().hex, created, generation.model_id)
+    parsers = _parsers(asked, service, n_choices)
+    frames = Frames(shape, head, n_choices, include_usage=asked.include_usage, parsers=parsers)
+    first = generation.take(request.limits.heartbeat_s, until=until)
+    yield from _stream_writes(request, generation, first, frames, Tally(n_choices, asked.generate.n), until)
 
 
 def _parsers(asked: CompletionRequest, service: Service, n_choices: int) -> list[ToolCallParser]:
@@ -142,7 +187,7 @@ def _collect(generation: Generation, n_choices: int, tally: Tally, until: float)
 
 
 def _stream_writes(
-    request: Request, generation: Generation, first: list[Chunk], frames: Frames, tally: Tally, until: float
+    request: Request, generation: Generation, first: list[Chunk] | None, frames: Frames, tally: Tally, until: float
 ) -> Iterator[tuple[bytes, ...]]:
     """One item a wake-up, with all that was pending. Raises what ended the generation early.
 
@@ -153,7 +198,7 @@ def _stream_writes(
         written = frames.text(chunks)
         return not written or request.try_write(written)
 
-    chunks: list[Chunk] | None = first
+    chunks = first
     opening = frames.opening()
     while True:
         late = time.monotonic() >= until  # after the look at what is pending: what ended in time is no timeout
@@ -177,8 +222,8 @@ def _stream_writes(
         chunks = generation.take(request.limits.heartbeat_s, write_text, until)
 
 
-def _timed_out(generation: Generation) -> GenerationTimeout:
-    generation.cancel()
+def _timed_out(running: Generation | Admission[Generation]) -> GenerationTimeout:
+    running.cancel()
     return GenerationTimeout("the generation took longer than this server allows (server.generation_timeout_s); it was cancelled")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from modeld.errors import InvalidRequest, MethodNotAllowed, NotFound
-from modeld.httpapi import control, embeddings, openai
+from modeld.httpapi import control, embeddings, openai, ops
 from modeld.httpapi.message import Request, Response, StreamResponse
 from modeld.httpapi.service import Service
 
@@ -18,15 +18,20 @@ Handler = Callable[[Request, Service], Response | StreamResponse]
 class Route:
     """`path` has segments in braces that take any one segment; docs/http.md describes each route (a test checks)."""
 
-    method: str  # GET or POST
+    method: str  # GET, POST or DELETE
     path: str
     handler: Handler
 
 
 ROUTES: tuple[Route, ...] = (
     Route("GET", "/models", control.get_models),
-    Route("POST", "/switch", control.post_switch),
-    Route("GET", "/ops/{op_id}", control.get_op),
+    Route("POST", "/switch", ops.post_switch),
+    Route("POST", "/unload", ops.post_unload),
+    Route("GET", "/ops", ops.get_ops),
+    Route("GET", "/ops/{op_id}", ops.get_op),
+    Route("DELETE", "/ops/{op_id}", ops.delete_op),
+    Route("POST", "/reload", ops.post_reload),
+    Route("DELETE", "/quarantine/{model_id}", ops.delete_quarantine),
     Route("GET", "/status", control.get_status),
     Route("GET", "/events", control.get_events),
     Route("GET", "/livez", control.get_livez),

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from modeld.errors import InvalidRequest, ModeldError, Unavailable, UnsupportedMediaType
+from modeld.errors import ModeldError, Unavailable, UnsupportedMediaType
 from modeld.httpapi.fields import Fields, missing, token_ids
 from modeld.httpapi.strictjson import parse_object
-from modeld.types import LoadedModel, ModelInfo, OpError, SamplingParams, Status, SwitchOp
+from modeld.types import LoadedModel, ModelInfo, OpError, ReloadResult, SamplingParams, Status, SwitchOp, SwitchPlan
 
 Json = dict[str, object]
 
@@ -26,14 +26,6 @@ def check_content_type(value: str | None) -> None:
     media_type = (value or "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         raise UnsupportedMediaType(f"Content-Type is {ascii(value) if value else 'missing'}; send application/json")
-
-
-def parse_switch(body: bytes) -> str:
-    """The model_id of POST /switch. Raises InvalidRequest."""
-    model_id = Fields(parse_object(body)).required_string("model_id")
-    if not model_id:
-        raise InvalidRequest("model_id is empty; GET /models lists the ids", param="model_id")
-    return model_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,21 +71,57 @@ def status_json(status: Status) -> Json:
         "generation": status.generation,
         "version": status.version,
         "uptime_s": round(status.uptime_s, 3),
+        "last_progress_at": status.op.last_progress_at if status.op else None,
+        "retiring_model": status.retiring_model,
+        "auto_switch": status.auto_switch,
+        "waiting": status.waiting,
+        "config_stale": status.config_stale,
+        "config_error": status.config_error,
+        "quarantined": list(status.quarantined),
     }
 
 
 def op_json(op: SwitchOp) -> Json:
     return {
         "op_id": op.op_id,
+        "kind": op.kind.value,
+        "reason": op.reason.value,
         "target_model_id": op.target_model_id,
         "state": op.state.value,
+        "cancelling": op.cancelling,
+        "strategy": op.strategy.value if op.strategy else None,
+        "phase": op.phase.value if op.phase else None,
         "step": op.step.value if op.step else None,
         "pct": op.pct,
         "error": op_error_json(op.error),
+        "rolled_back_to": op.rolled_back_to,
         "queued_at": op.queued_at,
         "started_at": op.started_at,
         "ended_at": op.ended_at,
         "steps_ms": {step: round(ms, 3) for step, ms in op.steps_ms.items()},
+    }
+
+
+def plan_json(plan: SwitchPlan) -> Json:
+    return {
+        "dry_run": True,
+        "target_model_id": plan.target_model_id,
+        "ok": plan.error is None,
+        "action": plan.action,
+        "strategy": plan.strategy.value,
+        "leaves": plan.leaves,
+        "error": op_error_json(plan.error),
+    }
+
+
+def reload_json(result: ReloadResult) -> Json:
+    return {
+        "changed": result.changed,
+        "models": result.models,
+        "added": list(result.added),
+        "removed": list(result.removed),
+        "altered": list(result.altered),
+        "restart_needed": list(result.restart_needed),
     }
 
 
@@ -136,6 +164,11 @@ def openai_model_json(model: LoadedModel) -> Json:
             "description": model.description,
         },
     }
+
+
+def openai_entry_json(info: ModelInfo) -> Json:
+    """A registered model that is not loaded: nobody knows when it was made, so `created` is 0."""
+    return {"id": info.id, "object": "model", "created": 0, "owned_by": "modeld", "meta": None}
 
 
 def props_json(model: LoadedModel, version: str) -> Json:
@@ -193,7 +226,7 @@ def error_fields(error: ModeldError) -> dict[str, str]:
     allow: tuple[str, ...] = getattr(error, "allow", ())
     if allow:
         fields["Allow"] = ", ".join(allow)
-    if error.status == 409 or error.code == "no_model":
+    if error.status in (409, 507) or error.code in ("no_model", "model_quarantined"):
         fields["x-should-retry"] = "false"
     elif error.status == 429 or isinstance(error, Unavailable):
         fields["Retry-After"] = str(error.retry_after_s or 1)

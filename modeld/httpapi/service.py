@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from modeld.events import Subscription
+from modeld.policy import SwitchOptions
 from modeld.types import (
     ChatMessage,
     Chunk,
@@ -14,8 +15,10 @@ from modeld.types import (
     GenerateRequest,
     LoadedModel,
     ModelInfo,
+    ReloadResult,
     Status,
     SwitchOp,
+    SwitchPlan,
     Tool,
 )
 
@@ -53,6 +56,24 @@ class Embedding(Protocol):
         """The client left: no further decode is made for it. Idempotent; no effect after the end."""
 
 
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Admission(Protocol[T_co]):
+    """A request on its way in, seen from its handler. One thread waits; `cancel` may come from any."""
+
+    def wait(self, timeout_s: float = ...) -> T_co | None:
+        """What came of the request once it is admitted; waits for its tokenizing, not for its text. None: it waits for a
+        switch still when the time is over.
+
+        Raises NoModel, ModelLoading, ModelNotLoaded, QueueFull, ContextLengthExceeded, InvalidRequest, ModelSwitched,
+        EngineFailed, ShuttingDown; RequestCancelled after cancel.
+        """
+
+    def cancel(self) -> None:
+        """The client left; goes on to what `wait` has returned. Idempotent."""
+
+
 class Service(Protocol):
     """Every method may be called from any thread and returns at once unless it says otherwise."""
 
@@ -64,24 +85,52 @@ class Service(Protocol):
     def loaded(self) -> LoadedModel | None:
         """The model that answers now."""
 
-    def switch(self, model_id: str) -> SwitchOp:
-        """Queue a switch. Raises ModelNotFound, ShuttingDown."""
+    def default_options(self) -> SwitchOptions:
+        """What holds for a switch that does not say otherwise."""
+
+    def switch(
+        self, model_id: str, options: SwitchOptions | None = None, *, if_match: int | None = None
+    ) -> tuple[SwitchOp, bool]:
+        """Queue a switch; True: it joined the one that was accepted last.
+
+        Raises ModelNotFound, ShuttingDown, QueueFull, SwitchRejected, GenerationMismatch, ModelCooldown, ModelQuarantined,
+        InsufficientMemory.
+        """
+
+    def plan(self, model_id: str, options: SwitchOptions) -> SwitchPlan:
+        """What `switch` would come to. Raises ModelNotFound."""
+
+    def unload(self, options: SwitchOptions | None = None, *, if_match: int | None = None) -> tuple[SwitchOp, bool]:
+        """Raises ShuttingDown, QueueFull, SwitchRejected, GenerationMismatch."""
+
+    def cancel(self, op_id: str) -> SwitchOp:
+        """Raises NotFound, OpEnded."""
 
     def op(self, op_id: str) -> SwitchOp:
         """Raises NotFound."""
 
+    def ops(self) -> Sequence[SwitchOp]:
+        """The newest first."""
+
+    def wait_op(self, op_id: str, timeout_s: float, gone: Callable[[], bool]) -> SwitchOp:
+        """The op when it has ended, the time is over, or `gone`, which is asked again after look_again. Raises NotFound."""
+
+    def look_again(self) -> None: ...
+
+    def lift_quarantine(self, model_id: str) -> None:
+        """Raises NotFound."""
+
+    def reload(self) -> ReloadResult:
+        """Read the configuration file again. Raises ConfigRefused; then everything is as before."""
+
     def subscribe(self, last_event_id: str | None) -> Subscription:
         """Events from now on, or from `last_event_id`; see modeld.events. Raises ShuttingDown, TooManyConnections."""
 
-    def generate(self, request: GenerateRequest) -> Generation:
-        """Admit one request; waits for its tokenizing, not for its text.
+    def admit(self, request: GenerateRequest) -> Admission[Generation]:
+        """Let one request in. Raises ModelNotFound; what else keeps it out, its `wait` raises."""
 
-        Raises NoModel, ModelLoading, ModelNotFound, ModelNotLoaded, QueueFull, ContextLengthExceeded, InvalidRequest,
-        ModelSwitched, EngineFailed, ShuttingDown.
-        """
-
-    def embed(self, request: EmbedRequest) -> Embedding:
-        """Admit one request for embeddings; waits for its tokenizing. Raises as generate does."""
+    def admit_embedding(self, request: EmbedRequest) -> Admission[Embedding]:
+        """Let one request for embeddings in. Raises as admit does."""
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         """Waits for a tokenize thread. Raises as generate does."""

@@ -43,6 +43,12 @@ def inspect(spec: ModelSpec) -> FileFacts:
     return facts
 
 
+def files_of(path: Path) -> list[Path]:
+    """The files of a model that was inspected, its shards included; the path alone where nothing is known of it."""
+    seen = _seen.get(path)
+    return [path] if seen is None else [path, *seen.shards]
+
+
 def problem_with(spec: ModelSpec, facts: FileFacts) -> str | None:
     """Why this entry of the registry cannot run this file, though the file is sound for others; None: nothing is known."""
     n_ctx_train = facts.n_ctx_train

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from modeld.errors import LoadFailed
-from modeld.llm.gguf import open_regular
+from modeld.llm.ggufreader import open_regular
 
 CHUNK_BYTES = 1 << 20  # a cancellation waits for one: 50 ms on a disk of 20 MB/s; bigger ones are no faster (measured)
 SAMPLE_BYTES = 1 << 16  # a sample stands for so much

@@ -1,23 +1,38 @@
-"""How does one model give way to another? Manager: the switch queue and its thread, admission, close.
-
-It implements what the HTTP surface asks of the daemon, and is handed a factory that opens models.
-"""
+"""What does the daemon do for its surface? Manager: the registry, admission, ops, and the loop of the switch thread."""
 
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
+from typing import TypeVar
 
-from modeld.errors import EngineFailed, LoadFailed, ModeldError, ModelNotFound, ModelSwitched, OpCancelled, ShuttingDown
+from modeld.errors import (
+    ConfigRefused,
+    InsufficientMemory,
+    LoadFailed,
+    ModeldError,
+    ModelNotFound,
+    NotFound,
+    OpCancelled,
+    ShuttingDown,
+)
 from modeld.events import EventHub, Subscription
-from modeld.manager.freeing import Freeing
-from modeld.manager.progress import Progress
-from modeld.manager.runner import Embedding, Generation, Inspect, OpenRunner, Runner, Verify
-from modeld.manager.state import Lifecycle, Task, Tenant
+from modeld.manager.admission import Admission, Cancellable
+from modeld.manager.cooldown import Cooldowns
+from modeld.manager.history import recalled, record_of
+from modeld.manager.journal import Journal
+from modeld.manager.metrics import SwitchMetrics
+from modeld.manager.preflight import Preflight
+from modeld.manager.runner import Embedding, Generation, Host, OpenRunner, Runner
+from modeld.manager.state import Lifecycle, Task
+from modeld.manager.statefile import StateFile
+from modeld.manager.switcher import Switcher
+from modeld.policy import OnInflight, Strategy, SwitchOptions, SwitchPolicy
 from modeld.threads import BIG_STACK_BYTES, start_thread
 from modeld.types import (
     ChatMessage,
@@ -27,17 +42,23 @@ from modeld.types import (
     ModelInfo,
     ModelSpec,
     OpError,
+    OpKind,
+    OpReason,
     OpState,
+    ReloadResult,
     State,
     Status,
-    Step,
     SwitchOp,
+    SwitchPlan,
     Tool,
 )
 
 log = logging.getLogger("modeld.switch")
 
 CLOSE_TIMEOUT_S = 30.0  # a load that has mapped a cold file does not hear of its cancellation before that is read
+RELOAD_TIMEOUT_S = 10.0  # for the switch thread to take a registry over; it is asleep, or wakes in the middle of an op
+
+T = TypeVar("T", bound=Cancellable)
 
 
 class Manager:
@@ -51,26 +72,45 @@ class Manager:
         registry: Sequence[ModelSpec],
         default_model: str | None,
         open_runner: OpenRunner,
-        inspect: Inspect,
+        host: Host,
         *,
         version: str,
-        verify: Verify = lambda _spec, _on_progress: None,
+        policy: SwitchPolicy | None = None,
+        memory: StateFile | None = None,
+        journal: Journal | None = None,
     ) -> None:
-        """`default_model` is an id of the registry; None: nothing is loaded at start."""
-        self._registry = {spec.id: spec for spec in registry}
-        if len(self._registry) != len(registry):
-            raise ValueError("two models of the registry have the same id")
+        """`default_model` is an id of the registry; None: none is loaded at start, unless `memory` knows of one that was."""
+        self._registry = _by_id(registry)  # replaced as a whole, never changed
+        self._default_model = default_model
         if default_model is not None and default_model not in self._registry:
             raise ValueError(f"default model {default_model!r} is not in the registry")
-        self._open_runner = open_runner
-        self._inspect = inspect
-        self._verify = verify
-        self._life = Lifecycle(None if default_model is not None else _no_model(len(registry)), version=version)
-        self._hub = EventHub(self._life.status())
-        if default_model is not None:
-            self._life.accept(default_model)  # the first op, whatever is asked for before the thread starts
+        self._host = host
+        self._policy = policy = policy or SwitchPolicy()
+        self._config_error: str | None = None
+        self._memory = memory if memory is not None else StateFile(None)
+        self._journal = journal if journal is not None else Journal(None)
+        self.metrics = SwitchMetrics()
+        self.reload: Callable[[], ReloadResult] = _cannot_reload  # read the configuration file again; whoever has it says how
+        choice = self._memory.at_start(
+            list(self._registry), default_model, policy.at_start, lambda model_id: host.inspect(self._registry[model_id]).identity
+        )
+        log.info("at start: %s", choice.reason, extra={"model_id": choice.model_id})
+        why = None if choice.model_id is not None else _no_model(len(registry), choice.reason)
+        self._life = Lifecycle(why, version=version, auto_switch=policy.auto_switch)
+        self._life.recall(recalled(self._journal.recent(256)))
+        self._hub = EventHub(self.status())
+        self._cooldowns = Cooldowns()
+        self._preflight = Preflight(host, self._memory, self._cooldowns)
+        self._switcher = Switcher(
+            self._life, host, open_runner, self._memory, self._cooldowns, self._preflight, self._publish, self._chores
+        )
+        self._switcher.policy = policy
+        if choice.model_id is not None:
+            if default_model is not None and default_model != choice.model_id:
+                self._life.fall_back_on(self._registry[default_model])
+            # The first op, whatever is asked for before the thread starts.
+            self._life.accept(choice.model_id, reason=OpReason.START, options=policy.options())
         self._thread: threading.Thread | None = None
-        self._held: Tenant | None = None  # opened and not closed yet, answering or not; switch thread only
 
     # -- the main thread
 
@@ -79,7 +119,7 @@ class Manager:
         self._thread = start_thread("modeld-switch", self._run, stack_bytes=BIG_STACK_BYTES)
 
     def close(self) -> None:
-        """Cancel the load that runs and the ops that wait, end all requests, free the model, end the events.
+        """Cancel the op that runs and the ops that wait, end all requests, free the model, end the events.
 
         Waits CLOSE_TIMEOUT_S at most: a load that does not listen is left to the end of the process. Idempotent.
         """
@@ -92,7 +132,7 @@ class Manager:
             log.error("the switch thread does not end: a load has not heard of its cancellation for %.0f s", CLOSE_TIMEOUT_S)
             self._hub.close()
 
-    # -- any thread
+    # -- any thread: what is to be seen
 
     def models(self) -> list[ModelInfo]:
         """The registry, in the file's order. Reads the heads of model files that it has not seen yet."""
@@ -100,7 +140,7 @@ class Manager:
         infos = []
         loaded = self.loaded()
         for spec in self._registry.values():
-            facts = self._inspect(spec)
+            facts = self._host.inspect(spec)
             infos.append(
                 ModelInfo(
                     id=spec.id,
@@ -122,6 +162,8 @@ class Manager:
     def status(self) -> Status:
         status = self._life.status()
         tenant = self._life.tenant()
+        stale = tenant is not None and self._registry.get(tenant.spec.id) != tenant.spec
+        status = replace(status, config_stale=stale, config_error=self._config_error, quarantined=self._quarantined())
         if tenant is None or tenant.runner is None:
             return status
         return replace(status, load=tenant.runner.load())
@@ -130,213 +172,321 @@ class Manager:
         tenant = self._life.tenant()
         return tenant.runner.describe() if tenant is not None and tenant.runner is not None else None
 
-    def switch(self, model_id: str) -> SwitchOp:
-        """Raises ModelNotFound, ShuttingDown, QueueFull."""
-        self._require_registered(model_id, param="model_id")
-        op = self._life.accept(model_id)
-        log.info("switch queued", extra={"op_id": op.op_id, "model_id": model_id})
-        return op
+    def subscribe(self, last_event_id: str | None) -> Subscription:
+        return self._hub.subscribe(last_event_id, self.status())
+
+    # -- any thread: ops
+
+    def default_options(self) -> SwitchOptions:
+        """What holds for a switch that does not say otherwise."""
+        return self._policy.options()
+
+    def switch(
+        self, model_id: str, options: SwitchOptions | None = None, *, if_match: int | None = None
+    ) -> tuple[SwitchOp, bool]:
+        """Queue a switch; True: it joined the one that was accepted last.
+
+        Raises ModelNotFound, ShuttingDown, QueueFull, SwitchRejected, GenerationMismatch; where nothing else runs or waits,
+        ModelCooldown, ModelQuarantined and InsufficientMemory, too.
+        """
+        spec = self._registered(model_id, param="model_id")
+        options = options or self._policy.options()
+        if self._life.is_at_rest() and (refusal := self._foreseen(spec, options)[1]) is not None:
+            raise refusal
+        op, joined = self._life.accept(model_id, options=options, if_match=if_match)
+        if not joined:
+            log.info("switch queued", extra={"op_id": op.op_id, "model_id": model_id})
+        return op, joined
+
+    def plan(self, model_id: str, options: SwitchOptions) -> SwitchPlan:
+        """What `switch` would come to. Raises ModelNotFound."""
+        spec = self._registered(model_id, param="model_id")
+        tenant = self._life.tenant()
+        facts = self._host.inspect(spec)
+        if tenant is not None and tenant.spec == spec and facts.identity in (tenant.identity, None):
+            return SwitchPlan(model_id, "keep", Strategy.REPLACE, None, None)
+        strategy, refusal = self._foreseen(spec, options)
+        if refusal is None and facts.problem is not None:
+            refusal = LoadFailed(f"cannot load {spec.path}: {facts.problem}")
+        error = OpError(refusal.code, refusal.message, model_id) if refusal is not None else None
+        return SwitchPlan(model_id, "load", strategy, tenant.spec.id if tenant is not None else None, error)
+
+    def unload(self, options: SwitchOptions | None = None, *, if_match: int | None = None) -> tuple[SwitchOp, bool]:
+        """Queue an unload. Raises ShuttingDown, QueueFull, SwitchRejected, GenerationMismatch."""
+        options = options or self._policy.options()
+        return self._life.accept(None, kind=OpKind.UNLOAD, options=options, if_match=if_match)
+
+    def cancel(self, op_id: str) -> SwitchOp:
+        """End an op. Raises NotFound, OpEnded."""
+        return self._life.cancel(op_id)
 
     def op(self, op_id: str) -> SwitchOp:
         return self._life.op(op_id)
 
-    def subscribe(self, last_event_id: str | None) -> Subscription:
-        return self._hub.subscribe(last_event_id, self.status())
+    def ops(self) -> list[SwitchOp]:
+        """The newest first, those of earlier lives of the daemon included."""
+        return self._life.ops()
+
+    def wait_op(self, op_id: str, timeout_s: float, gone: Callable[[], bool]) -> SwitchOp:
+        """The op when it has ended, the time is over, or `gone` (look_again has it asked). Raises NotFound."""
+        return self._life.wait_ended(op_id, timeout_s, gone)
+
+    def look_again(self) -> None:
+        """Whoever waits in wait_op asks its `gone`."""
+        self._life.poke()
+
+    def lift_quarantine(self, model_id: str) -> None:
+        """Raises NotFound."""
+        if model_id not in self._quarantined():
+            raise NotFound(f"no model {model_id!r} is in quarantine")
+        self._on_switch_thread(lambda: self._memory.lift(model_id))
+        log.info("quarantine lifted", extra={"model_id": model_id})
+
+    # -- any thread: the configuration
+
+    def reconfigure(self, registry: Sequence[ModelSpec], default_model: str | None, policy: SwitchPolicy) -> ReloadResult:
+        """Take another registry over. The model that answers is never touched. Returns when it holds."""
+        old, new = self._registry, _by_id(registry)
+        result = ReloadResult(
+            changed=(old, self._default_model, self._policy) != (new, default_model, policy) or list(old) != list(new),
+            models=len(new),
+            added=tuple(model_id for model_id in new if model_id not in old),
+            removed=tuple(model_id for model_id in old if model_id not in new),
+            altered=tuple(model_id for model_id in new if model_id in old and old[model_id] != new[model_id]),
+        )
+
+        def take_over() -> None:
+            self._registry, self._default_model, self._policy = new, default_model, policy
+            self._switcher.policy = policy
+            self._life.set_auto_switch(policy.auto_switch)
+            self._memory.configured(default_model)
+            self._config_error = None
+            if result.changed:
+                names = {"added": result.added, "removed": result.removed, "altered": result.altered}
+                log.info("configuration reloaded", extra={"models": len(new), **names})
+                self._publish("config_reloaded", None, models=len(new), **{name: list(ids) for name, ids in names.items()})
+
+        self._on_switch_thread(take_over)
+        return result
+
+    def config_failed(self, message: str) -> None:
+        """The configuration file cannot be taken over: the old one goes on, and everybody can see why."""
+
+        def say() -> None:
+            if self._config_error != message:
+                self._config_error = message
+                log.error("configuration not reloaded: %s", message)
+                self._publish("config_error", None, message=message)
+
+        self._on_switch_thread(say)
+
+    def _on_switch_thread(self, work: Callable[[], None]) -> None:
+        """Have it done by the thread whose events tell of it, and wait for that."""
+        if self._thread is None or not self._thread.is_alive():
+            work()
+            return
+        done = threading.Event()
+
+        def message() -> None:
+            try:
+                work()
+            finally:
+                done.set()
+
+        self._life.post(message)
+        if not done.wait(RELOAD_TIMEOUT_S):
+            log.error("the switch thread has not looked up for %.0f s", RELOAD_TIMEOUT_S)
+
+    # -- any thread: requests
+
+    def admit(self, request: GenerateRequest) -> Admission[Generation]:
+        """Let a request in; `wait` of what this returns submits it, with auto_switch after the switch that it needs.
+
+        Raises ModelNotFound.
+        """
+        return self._admission(request.model_id, lambda runner: runner.submit(request))
+
+    def admit_embedding(self, request: EmbedRequest) -> Admission[Embedding]:
+        """As admit."""
+        return self._admission(request.model_id, lambda runner: runner.embed(request))
 
     def generate(self, request: GenerateRequest) -> Generation:
-        return self._admit(request.model_id).submit(request)
-
-    def embed(self, request: EmbedRequest) -> Embedding:
-        return self._admit(request.model_id).embed(request)
+        generation = self.admit(request).wait()
+        assert generation is not None
+        return generation
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
-        return self._life.admit(None).tokenize(text, add_special=add_special, parse_special=parse_special)
+        with self._entered() as runner:
+            return runner.tokenize(text, add_special=add_special, parse_special=parse_special)
 
     def detokenize(self, tokens: Sequence[int]) -> bytes:
-        return self._life.admit(None).detokenize(tokens)
+        with self._entered() as runner:
+            return runner.detokenize(tokens)
 
     def render_chat(self, messages: Sequence[ChatMessage], tools: Sequence[Tool] = ()) -> str:
-        return self._life.admit(None).render_chat(messages, tools)
+        with self._entered() as runner:
+            return runner.render_chat(messages, tools)
 
-    def _admit(self, model_id: str | None) -> Runner:
+    def _admission(self, model_id: str | None, submit: Callable[[Runner], T]) -> Admission[T]:
         if model_id is not None:
-            self._require_registered(model_id, param="model")
-        return self._life.admit(model_id)
+            self._registered(model_id, param="model")
+        otherwise = self._default_model or next(iter(self._registry), None)
+        return Admission(self._life, model_id, submit, waits=self._policy.auto_switch, otherwise=otherwise)
 
-    def _require_registered(self, model_id: str, *, param: str) -> None:
-        if model_id not in self._registry:
-            known = ", ".join(repr(known_id) for known_id in list(self._registry)[:20])
+    @contextmanager
+    def _entered(self) -> Iterator[Runner]:
+        """The runner that answers, which does not leave before this ends, unless requests are cut."""
+        tenant = self._life.enter(None)
+        try:
+            assert tenant.runner is not None
+            yield tenant.runner
+        finally:
+            self._life.leave(tenant)
+
+    def _registered(self, model_id: str, *, param: str) -> ModelSpec:
+        registry = self._registry
+        if model_id not in registry:
+            known = ", ".join(repr(known_id) for known_id in list(registry)[:20])
             raise ModelNotFound(f"no model {model_id!r} is registered; known: {known or 'none'}", param=param)
+        return registry[model_id]
+
+    def _quarantined(self) -> tuple[str, ...]:
+        """Registered models that a start, and a switch without force, pass over."""
+        suspects = [self._registry[model_id] for model_id in self._memory.remembered.crashes if model_id in self._registry]
+        inspect, quarantine_of = self._host.inspect, self._memory.quarantine_of
+        return tuple(spec.id for spec in suspects if quarantine_of(spec.id, inspect(spec).identity) is not None)
+
+    def _foreseen(self, spec: ModelSpec, options: SwitchOptions) -> tuple[Strategy, ModeldError | None]:
+        """Which way a switch would go now, and what would refuse it before anything is unloaded."""
+        if options.force:
+            return options.strategy, None
+        facts = self._host.inspect(spec)
+        if (refusal := self._preflight.refusal(spec, facts)) is not None:
+            return options.strategy, refusal
+        tenant = self._life.tenant()
+        if facts.problem is not None or (tenant is not None and tenant.spec == spec):
+            return options.strategy, None
+        try:
+            leaving = tenant.spec if tenant is not None else None
+            return self._preflight.strategy(spec, leaving, options, self._policy), None
+        except InsufficientMemory as error:
+            return options.strategy, error
 
     # -- the switch thread
 
     def _run(self) -> None:
         try:
-            while (task := self._life.next_task()) is not None:
-                self._perform(task)
+            while not self._life.stopping:
+                seen = self._life.ticks()
+                self._chores()
+                if (task := self._life.next_task()) is not None:
+                    self._perform(task)
+                    continue
+                if self._life.is_at_rest():
+                    self._life.pause(seen, min(self._switcher.retire_by(), self._wake_at()))
         finally:
             self._shut_down()
 
     def _perform(self, task: Task) -> None:
-        """Run one op to its end: exactly one model_ready or model_error, and the thread lives on."""
-        op = task.op
-        began = time.monotonic()
-        try:
-            op = self._replace(task)
-        except Exception as error:  # noqa: BLE001 - an op's boundary: _fail logs it and says so
-            self._fail(op, error)
-            return
-        ms = round((time.monotonic() - began) * 1000, 3)
-        log.info("model ready", extra={"op_id": op.op_id, "model_id": op.target_model_id, "ms": ms})
-        self._publish("model_ready", op, current_model_id=op.target_model_id, generation=self._life.status().generation, ms=ms)
+        target = task.op.target_model_id
+        spec = task.spec or (self._registry.get(target) if target is not None else None)
+        self._record(self._switcher.perform(task, spec))
 
-    def _replace(self, task: Task) -> SwitchOp:
-        """Unload what is held, load what the op asks for, and let it answer. The op has succeeded when this returns."""
-        op = task.op
-        spec = self._registry[op.target_model_id]
-        # A model is the same when its entry and its file are. The file is looked at before it is opened: one that is
-        # replaced meanwhile counts as another from then on. A missing one gives no reason to let go of what answers.
-        facts = self._inspect(spec)
-        identity = facts.identity
-        held = self._held
-        unchanged = held is not None and held.spec == spec and identity in (held.identity, None)
-        log.info("switch started", extra={"op_id": op.op_id, "model_id": spec.id})
-        if not unchanged:
-            self._check(op, spec, facts.problem)
-        kept = self._life.begin(held if unchanged else None)
-        self._publish("model_switch_started", op)
-        if kept:
-            return self._life.kept()
+    def _chores(self) -> None:
+        """What cannot wait for the end of the op that runs: messages, and the end of ops that waited."""
+        for op in self._life.take_unannounced():
+            assert op.error is not None
+            self._publish("model_error", op, code=op.error.code, message=op.error.message)
+            self._record(op)
+        for message in self._life.take_messages():
+            try:
+                message()
+            except Exception:
+                log.exception("a fault while taking a message")
+        if self._life.is_at_rest() and not self._life.stopping:
+            self._switcher.retire()
+            self._unload_idle()
+            self._follow_demand()
 
-        progress = Progress(partial(self._emit_step, op))
-        progress.report(Step.UNLOAD, 0)
-        freeing = self._close_held(op)
-        try:
-            progress.report(Step.UNLOAD, 100)
-            if task.refusal is not None:
-                raise task.refusal
-            tenant = Tenant(spec, identity)
-            tenant.runner = self._open(tenant, progress, freeing)
-        finally:
-            freeing.wait()
-        self._held = tenant
-        progress.finish()
-        return self._life.loaded(tenant)
+    def _unload_idle(self) -> None:
+        if self._idle_at() <= time.monotonic():
+            options = replace(self._policy.options(), on_inflight=OnInflight.DRAIN)
+            self._life.accept(None, kind=OpKind.UNLOAD, reason=OpReason.IDLE, options=options)
 
-    def _check(self, op: SwitchOp, spec: ModelSpec, problem: str | None) -> None:
-        """What can be known to fail before anything is unloaded fails here: whoever answers goes on answering."""
-        try:
-            if problem is not None:
-                raise LoadFailed(f"cannot load {spec.path}: {problem}")
-            self._verify(spec, lambda _pct: not self._life.stopping)
-        except LoadFailed as error:
-            self._publish("model_switch_started", op)
-            if self._life.stopping:
-                raise OpCancelled("the daemon is stopping") from error
-            raise
+    def _follow_demand(self) -> None:
+        if self._demand_at() <= time.monotonic() and (wanted := self._life.demanded()) is not None:
+            options = replace(self._policy.options(), on_inflight=OnInflight.DRAIN)
+            self._life.accept(wanted, reason=OpReason.AUTO, options=options)
 
-    def _open(self, tenant: Tenant, progress: Progress, freeing: Freeing) -> Runner:
-        """Call the factory; a load that failed because it was told to end raises OpCancelled."""
-        told_to_end = False
+    def _wake_at(self) -> float:
+        """When there is something to do though nothing happens, on the monotonic clock."""
+        return min(self._idle_at(), self._demand_at())
 
-        def on_progress(step: Step, pct: int) -> bool:
-            nonlocal told_to_end
-            freeing.wait()
-            progress.report(step, pct)
-            told_to_end = self._life.stopping
-            return not told_to_end
+    def _idle_at(self) -> float:
+        """When the model is to be unloaded because nobody uses it; infinity while somebody does, or none is to be."""
+        tenant = self._life.tenant()
+        if not self._policy.idle_unload_s or tenant is None or tenant.runner is None:
+            return math.inf
+        if self._life.n_entering(tenant) or tenant.runner.load().n_open:
+            return math.inf
+        return tenant.used_at + self._policy.idle_unload_s
 
-        progress.report(Step.MMAP, 0)
-        if self._life.stopping:
-            raise OpCancelled("the daemon is stopping")
-        try:
-            return self._open_runner(tenant.spec, on_progress, partial(self._life.died, tenant))
-        except Exception as error:
-            if told_to_end:
-                raise OpCancelled("the daemon is stopping") from error
-            raise
+    def _demand_at(self) -> float:
+        """When to switch to what the longest waiting request wants: once its model's predecessor has stayed for long enough, or
+        has nothing to do."""
+        if not self._policy.auto_switch or self._life.demanded() is None:
+            return math.inf
+        tenant = self._life.tenant()
+        if tenant is None or tenant.runner is None:
+            return 0.0
+        if not self._life.n_entering(tenant) and not tenant.runner.load().n_open:
+            return 0.0
+        return tenant.since + self._policy.auto_switch_min_stay_s
 
-    def _emit_step(self, op: SwitchOp, step: Step, pct: int) -> None:
-        op = self._life.step(step, pct)
-        self._publish("model_loading_progress", op, step=step.value, pct=pct)
-        if pct == 100:
-            log.info("%s done", step, extra={"op_id": op.op_id, "model_id": op.target_model_id, "ms": op.steps_ms[step.value]})
-
-    def _close_held(self, op: SwitchOp) -> Freeing:
-        """Close the old runner, whose requests end with the reason, and begin to free it."""
-        if self._held is None:
-            return Freeing(None)
-        held, self._held = self._held, None
-        reason: ModeldError
-        if held.death is not None:
-            log.error("the engine died: %s", held.death, extra={"op_id": op.op_id, "model_id": held.spec.id}, exc_info=held.death)
-            reason = EngineFailed(f"the engine of {held.spec.id!r} died: {held.death}")
-        else:
-            reason = ModelSwitched(
-                f"the model was switched from {held.spec.id!r} to {op.target_model_id!r} while the request ran",
-                retry_after_s=1,
-            )
-        return self._close_runner(held, reason)
-
-    def _close_runner(self, tenant: Tenant, reason: ModeldError) -> Freeing:
-        """End its requests and threads, and begin to free it. A close that fails is logged, and the caller goes on.
-
-        Nobody can reach that runner any more and a second close would not be safer, so failing the op would only leave
-        the daemon without a model; what the runner still holds is lost until the process ends.
-        """
-        if tenant.runner is None:
-            return Freeing(None)
-        try:
-            tenant.runner.close(reason)
-        except Exception:
-            log.exception("closing a model failed; what it holds is lost", extra={"model_id": tenant.spec.id})
-            return Freeing(None)  # a thread of it may still live
-        return Freeing(tenant.runner)
-
-    def _fail(self, op: SwitchOp, error: Exception) -> None:
-        """The op has ended without its model: free what it opened, then say so once."""
-        fields = {"op_id": op.op_id, "model_id": op.target_model_id}
-        state = OpState.FAILED
-        if isinstance(error, OpCancelled):
-            state = OpState.CANCELLED
-            log.info("switch cancelled: %s", error, extra=fields)
-        elif isinstance(error, ModeldError):
-            log.error("switch failed: %s", error, extra={**fields, "code": error.code})
-        else:
-            log.error("switch failed by a fault of modeld's own", extra=fields, exc_info=error)
-        if self._held is not None and self._held is not self._life.tenant():
-            held, self._held = self._held, None
-            self._close_runner(held, EngineFailed(f"loading {held.spec.id!r} failed")).wait()
-        if isinstance(error, ModeldError):
-            code, message = error.code, error.message
-        else:
-            code, message = "internal_error", f"a fault of modeld's own ({type(error).__name__}); its log has the details"
-        op = self._life.failed(state, OpError(code, message, op.target_model_id, op.op_id))
-        self._publish("model_error", op, code=code, message=message)
+    def _record(self, op: SwitchOp) -> None:
+        self.metrics.ended(op)
+        self._journal.append(record_of(op))
 
     def _shut_down(self) -> None:
         """Say of every op that waits that it was cancelled, close the model, end the events."""
         self._life.stop()  # also when a fault of ours ends the thread: no op is accepted that nobody runs
         reason = ShuttingDown("the daemon is stopping")
         if (running := self._life.status().op) is not None:  # only after such a fault
-            self._fail(running, OpCancelled(reason.message))
-        while (op := self._life.cancel_queued(OpError(OpCancelled.code, reason.message))) is not None:
-            self._publish("model_error", op, code=OpCancelled.code, message=reason.message)
+            error = OpError(OpCancelled.code, reason.message, running.target_model_id, running.op_id)
+            op = self._life.failed(OpState.CANCELLED, error)
+            self._publish("model_error", op, code=error.code, message=error.message)
+            self._record(op)
+        self._life.forget_cancelled()
+        self._chores()
         self._life.stopped(OpError(reason.code, reason.message))
-        if self._held is not None:
-            held, self._held = self._held, None
-            self._close_runner(held, reason).wait()
-            log.info("model closed", extra={"model_id": held.spec.id})
+        self._switcher.close(reason)
+        self._memory.close()
         self._hub.close()
 
-    def _publish(self, name: str, op: SwitchOp, **data: object) -> None:
-        self._hub.publish(name, {"op_id": op.op_id, "target_model_id": op.target_model_id, **data}, self._life.status())
+    def _publish(self, name: str, op: SwitchOp | None, **data: object) -> None:
+        about: dict[str, object] = {}
+        if op is not None:
+            about = {"op_id": op.op_id, "target_model_id": op.target_model_id}
+            if op.started_at is not None:
+                data["elapsed_ms"] = round((time.time() - op.started_at) * 1000, 3)
+        self._hub.publish(name, {**about, **data}, self.status())
 
 
-def _no_model(n_models: int) -> OpError:
+def _by_id(registry: Sequence[ModelSpec]) -> dict[str, ModelSpec]:
+    by_id = {spec.id: spec for spec in registry}
+    if len(by_id) != len(registry):
+        raise ValueError("two models of the registry have the same id")
+    return by_id
+
+
+def _cannot_reload() -> ReloadResult:
+    raise ConfigRefused("this daemon has no configuration file")
+
+
+def _no_model(n_models: int, reason: str) -> OpError:
     if n_models == 0:
         return OpError("no_model", "the configuration lists no models")
-    return OpError("no_model", "none is loaded at start (default_model: null); POST /switch loads one")
+    return OpError("no_model", f"none is loaded at start ({reason}); POST /switch loads one")
 
 
 def _model_state(model_id: str, status: Status) -> str:

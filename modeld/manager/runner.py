@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from modeld.errors import ModeldError
@@ -68,6 +69,9 @@ class Runner(Protocol):
 
     def render_chat(self, messages: Sequence[ChatMessage], tools: Sequence[Tool] = ()) -> str: ...
 
+    def on_idle(self, callback: Callable[[], None]) -> None:
+        """Call this each time the last open request has ended: from any thread, with no lock held. Switch thread, once."""
+
     def close(self, reason: ModeldError) -> None:
         """End every running and queued request with Failed(reason) and join the threads. Switch thread only, once."""
 
@@ -91,8 +95,30 @@ The memory of the model before may still be on its way back when this is called:
 progress callback returns, so nothing large may be taken before that.
 """
 
-Verify = Callable[[ModelSpec, Callable[[int], bool]], None]
-"""Compares the file with what the entry says about it (sha256). The callback gets percents; False ends it. Raises LoadFailed."""
 
 Inspect = Callable[[ModelSpec], FileFacts]
 """What the model's file says about itself; never raises for a bad or missing file, and remembers files it has read."""
+
+Verify = Callable[[ModelSpec, Callable[[int], bool]], None]
+"""Compares the file with what the entry says about it (sha256). The callback gets percents; False ends it. Raises LoadFailed."""
+
+Probe = Callable[[ModelSpec, Callable[[], bool]], None]
+"""Decodes the file once in a process of its own. The callback is asked now and then; False ends it. Raises ProbeFailed."""
+
+ReadAhead = Callable[[ModelSpec, Callable[[int, int], bool]], None]
+"""Reads what is not in the page cache. The callback gets bytes done and in all; False ends it. Raises LoadFailed."""
+
+Fits = Callable[[ModelSpec, ModelSpec | None], str | None]
+"""Whether a model finds memory when another one (None: none) leaves for it: None, or why not, with the numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What the manager asks about model files and memory. The switch thread calls, `inspect` and `fits` handlers, too."""
+
+    inspect: Inspect
+    verify: Verify = lambda _spec, _on_progress: None
+    probe: Probe | None = None  # None: there is none to be had
+    read_ahead: ReadAhead = lambda _spec, _on_progress: None
+    fits: Fits = lambda _spec, _leaving: None
+    resident_bytes: Callable[[], int] = lambda: 0  # memory of the process that is not a file's

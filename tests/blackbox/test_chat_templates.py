@@ -32,7 +32,9 @@ def shown(daemon: Daemon) -> dict[str, str | None]:
 
 @pytest.fixture(scope="module")
 def templates(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    with Daemon(demo_config(tmp_path_factory.mktemp("templates"), MORE)) as daemon:
+    # No cells are kept: the same file under another entry would take over what the first one computed.
+    config = demo_config(tmp_path_factory.mktemp("templates"), MORE + "switching: {kv_keep_bytes: 0}\n")
+    with Daemon(config) as daemon:
         daemon.wait_ready()
         yield daemon
 

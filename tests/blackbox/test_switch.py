@@ -28,8 +28,10 @@ def test_a_switch_tells_every_step_and_ready_is_true_when_it_is_read(daemon: Dae
     assert mine[0].data["target_model_id"] == "demo-calc"
     assert mine[-1].name == "model_ready"
     assert mine[-1].data["current_model_id"] == "demo-calc"
-    progress = [(e.data["step"], e.data["pct"]) for e in mine[1:-1]]
-    assert {e.name for e in mine[1:-1]} == {"model_loading_progress"}
+    progress = [(e.data["step"], e.data["pct"]) for e in mine if e.name == "model_loading_progress"]
+    phases = [(e.data["phase"], e.data["pct"]) for e in mine if e.name == "model_switch_phase"]
+    assert phases == [("probe", 0), ("probe", 100)]  # nobody has vouched for the file yet; it is in the page cache already
+    assert len(progress) + len(phases) == len(mine) - 2
     assert list(dict.fromkeys(step for step, _ in progress)) == ["unload", "mmap", "warmup"]
     for wanted in ("unload", "mmap", "warmup"):
         percents = [pct for step, pct in progress if step == wanted]
@@ -37,28 +39,33 @@ def test_a_switch_tells_every_step_and_ready_is_true_when_it_is_read(daemon: Dae
         assert percents[-1] == 100
     op = daemon.get(f"/ops/{op_id}")
     assert op["state"] == "succeeded"
-    assert set(op["steps_ms"]) == {"unload", "mmap", "warmup"}
+    assert set(op["steps_ms"]) == {"probe", "unload", "mmap", "warmup"}
 
 
-def test_three_switches_posted_at_once_run_one_after_another(daemon: Daemon) -> None:
-    targets = ["demo-calc", "demo-stories", "demo-calc"]
+def test_three_switches_posted_at_once_run_one_after_another(tmp_path: Path) -> None:
+    targets = ["demo-calc", "demo-stories", "third"]  # different ones: a switch to the last target would join its op
     op_ids: dict[int, str] = {}
-    with daemon.events() as events:
-        next(iter(events))
-        posts = [threading.Thread(target=lambda i=i, t=t: op_ids.update({i: daemon.switch(t)})) for i, t in enumerate(targets)]
-        for post in posts:
-            post.start()
-        for post in posts:
-            post.join()
-        left = set(op_ids.values())
-        assert len(left) == 3
+    third = f"  - {{id: third, path: {MODELS}/demo-calc.gguf, n_ctx: 512}}\n"
+    with Daemon(demo_config(tmp_path, third)) as daemon:
+        daemon.wait_ready()
+        with daemon.events() as events:
+            next(iter(events))
+            posts = [
+                threading.Thread(target=lambda i=i, t=t: op_ids.update({i: daemon.switch(t)})) for i, t in enumerate(targets)
+            ]
+            for post in posts:
+                post.start()
+            for post in posts:
+                post.join()
+            left = set(op_ids.values())
+            assert len(left) == 3
 
-        def all_ended(event: Event) -> bool:
-            if event.name in ENDS:
-                left.discard(event.data["op_id"])
-            return not left
+            def all_ended(event: Event) -> bool:
+                if event.name in ENDS:
+                    left.discard(event.data["op_id"])
+                return not left
 
-        events.until(all_ended)
+            events.until(all_ended)
     order = [event.data["op_id"] for event in events.seen if "op_id" in event.data and event.name != "snapshot"]
     runs = [op_id for i, op_id in enumerate(order) if i == 0 or order[i - 1] != op_id]
     assert len(runs) == 3, "the events of two ops were interleaved"

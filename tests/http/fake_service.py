@@ -7,12 +7,14 @@ import threading
 import time
 from array import array
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Generic, TypeVar
 
-from modeld.errors import ModelNotFound, ModelNotLoaded, NotFound, RequestCancelled
+from modeld.errors import ModelNotFound, ModelNotLoaded, NotFound, OpEnded, RequestCancelled
 from modeld.events import EventHub, Subscription
 from modeld.httpapi.service import Sink
+from modeld.policy import Strategy, SwitchOptions
 from modeld.types import (
     ChatMessage,
     Chunk,
@@ -24,11 +26,15 @@ from modeld.types import (
     Load,
     LoadedModel,
     ModelInfo,
+    OpError,
+    OpKind,
     OpState,
+    ReloadResult,
     State,
     Status,
     Step,
     SwitchOp,
+    SwitchPlan,
     Tool,
     ToolCallFormat,
     Usage,
@@ -119,6 +125,32 @@ class FakeEmbedding:
         self.ended.set()
 
 
+T = TypeVar("T", FakeGeneration, FakeEmbedding)
+
+
+class FakeAdmission(Generic[T]):
+    def __init__(self, submit: Callable[[], T], switched: threading.Event) -> None:
+        self._submit: Callable[[], T] = submit
+        self._switched = switched
+        self._result: T | None = None
+        self.cancelled = threading.Event()
+
+    def wait(self, timeout_s: float = math.inf) -> T | None:
+        if not self._switched.wait(10 if timeout_s == math.inf else timeout_s):
+            assert timeout_s != math.inf, "the test never switched"
+            return None
+        if self.cancelled.is_set():
+            raise RequestCancelled("the client left")
+        self._result = self._submit()
+        return self._result
+
+    def cancel(self) -> None:
+        self.cancelled.set()
+        self._switched.set()
+        if self._result is not None:
+            self._result.cancel()
+
+
 class FakeService:
     """`script` says what each new generation gets at once: texts, then an end; None: nothing, the test feeds."""
 
@@ -127,6 +159,11 @@ class FakeService:
         self.hub = EventHub(STATUS)
         self.script: Sequence[str | Finished | Failed | Chunk] | None = ("Hello", " world", Finished("stop", Usage(3, 2)))
         self.tool_call_format: ToolCallFormat | None = None
+        self.calls: list[tuple[object, ...]] = []  # what the switching routes asked for
+        self.joins = False
+        self.ended: SwitchOp | None = None  # what wait_op waits for
+        self.switched = threading.Event()  # requests wait for it where it is not set
+        self.switched.set()
         self.raises: Exception | None = None  # what generate, tokenize and status raise
         self._cond = threading.Condition()
         self.generations: list[FakeGeneration] = []
@@ -166,10 +203,64 @@ class FakeService:
     def loaded(self) -> LoadedModel | None:
         return replace(LOADED, tool_call_format=self.tool_call_format) if self.status_now.current_model else None
 
-    def switch(self, model_id: str) -> SwitchOp:
+    def default_options(self) -> SwitchOptions:
+        return SwitchOptions()
+
+    def switch(
+        self, model_id: str, options: SwitchOptions | None = None, *, if_match: int | None = None
+    ) -> tuple[SwitchOp, bool]:
+        self._ask("switch", model_id, options, if_match)
         if model_id not in ("other", LOADED.id):
             raise ModelNotFound(f"no model has the id {model_id!r}", param="model_id")
-        return SwitchOp(op_id="op-7", target_model_id=model_id, state=OpState.QUEUED, queued_at=1.0)
+        return SwitchOp(op_id="op-7", target_model_id=model_id, state=OpState.QUEUED, queued_at=1.0), self.joins
+
+    def plan(self, model_id: str, options: SwitchOptions) -> SwitchPlan:
+        self._ask("plan", model_id, options)
+        return SwitchPlan(model_id, "load", Strategy.REPLACE, LOADED.id, OpError("insufficient_memory", "needs 9 GiB", model_id))
+
+    def unload(self, options: SwitchOptions | None = None, *, if_match: int | None = None) -> tuple[SwitchOp, bool]:
+        self._ask("unload", options, if_match)
+        return SwitchOp("op-8", None, OpState.QUEUED, queued_at=1.0, kind=OpKind.UNLOAD), self.joins
+
+    def cancel(self, op_id: str) -> SwitchOp:
+        self._ask("cancel", op_id)
+        if op_id == "op-0":
+            raise OpEnded("the op op-0 has ended already: succeeded")
+        return replace(self.op(op_id), cancelling=True)
+
+    def ops(self) -> list[SwitchOp]:
+        return [OP, replace(OP, op_id="op-0", state=OpState.SUCCEEDED)]
+
+    def wait_op(self, op_id: str, timeout_s: float, gone: Callable[[], bool]) -> SwitchOp:
+        self._ask("wait_op", op_id, timeout_s)
+        with self._cond:
+            self._cond.wait_for(lambda: self.ended is not None or gone(), timeout_s)
+            return replace(self.ended or OP, op_id=op_id)
+
+    def look_again(self) -> None:
+        self._ask("look_again")
+
+    def lift_quarantine(self, model_id: str) -> None:
+        if model_id != "other":
+            raise NotFound(f"no model {model_id!r} is in quarantine")
+
+    def reload(self) -> ReloadResult:
+        if self.raises:
+            raise self.raises
+        return ReloadResult(changed=True, models=2, added=("new",), restart_needed=("server.port",))
+
+    def _ask(self, *call: object) -> None:
+        if self.raises:
+            raise self.raises
+        with self._cond:
+            self.calls.append(call)
+            self._cond.notify_all()
+
+    def called(self, name: str, deadline_s: float = 10) -> tuple[object, ...]:
+        """The last call of that name, as soon as there is one."""
+        with self._cond:
+            assert self._cond.wait_for(lambda: any(call[0] == name for call in self.calls), deadline_s), f"no {name}"
+            return [call for call in self.calls if call[0] == name][-1]
 
     def op(self, op_id: str) -> SwitchOp:
         if op_id != OP.op_id:
@@ -182,6 +273,12 @@ class FakeService:
             self.subscriptions.append(subscription)
             self._cond.notify_all()
         return subscription
+
+    def admit(self, request: GenerateRequest) -> FakeAdmission[FakeGeneration]:
+        return FakeAdmission(lambda: self.generate(request), self.switched)
+
+    def admit_embedding(self, request: EmbedRequest) -> FakeAdmission[FakeEmbedding]:
+        return FakeAdmission(lambda: self.embed(request), self.switched)
 
     def generate(self, request: GenerateRequest) -> FakeGeneration:
         self._admit(request.model_id)

@@ -9,18 +9,23 @@ import pytest
 
 from modeld.errors import (
     ContextLengthExceeded,
+    InsufficientMemory,
     InvalidRequest,
     MethodNotAllowed,
+    ModelCooldown,
     ModelLoading,
     ModelNotLoaded,
+    ModelQuarantined,
     ModelSwitched,
     NoModel,
     QueueFull,
+    SwitchRejected,
     UnsupportedMediaType,
 )
 from modeld.httpapi import schema
 from modeld.httpapi.parameters import CompletionRequest, parse_chat, parse_completion
-from modeld.types import ChatMessage, OpError, OpState, SamplingParams, Step, SwitchOp
+from modeld.policy import Strategy
+from modeld.types import ChatMessage, OpError, OpReason, OpState, Phase, SamplingParams, Step, SwitchOp
 
 USER = {"role": "user", "content": "hi"}
 
@@ -323,10 +328,6 @@ def test_a_single_stop_string():
 
 
 def test_bodies_of_the_small_requests():
-    assert schema.parse_switch(b'{"model_id": "m", "x": 1}') == "m"
-    for body in (b"", b"{}", b"[]", b'{"model_id": 1}', b'{"model_id": null}', b'{"model_id": ""}'):
-        with pytest.raises(InvalidRequest):
-            schema.parse_switch(body)
     assert schema.parse_tokenize(b'{"content": ""}') == schema.TokenizeRequest("", False, True, False)
     assert schema.parse_detokenize(b'{"tokens": []}') == ()
     for body in (b"{}", b'{"tokens": "x"}', b'{"tokens": [1.0]}', b'{"tokens": [-1]}'):
@@ -336,17 +337,27 @@ def test_bodies_of_the_small_requests():
 
 
 def test_an_op_in_json():
-    op = SwitchOp("o", "m", OpState.FAILED, 1.5, Step.UNLOAD, 7, OpError("c", "msg", "m", "o"), 2.5, 3.5, {"unload": 1.23456})
+    op = SwitchOp(
+        "o", "m", OpState.FAILED, 1.5, reason=OpReason.AUTO, strategy=Strategy.REPLACE, phase=Phase.ROLLBACK, step=Step.UNLOAD,
+        pct=7, error=OpError("c", "msg", "m", "o"), rolled_back_to="n", started_at=2.5, ended_at=3.5,
+        steps_ms={"unload": 1.23456},
+    )  # fmt: skip
     assert schema.op_json(op) == {
         "op_id": "o",
+        "kind": "switch",
+        "reason": "auto",
         "target_model_id": "m",
         "state": "failed",
+        "cancelling": False,
+        "strategy": "replace",
+        "phase": "rollback",
         "step": "unload",
         "pct": 7,
         "queued_at": 1.5,
         "started_at": 2.5,
         "ended_at": 3.5,
         "error": {"code": "c", "message": "msg", "model_id": "m", "op_id": "o"},
+        "rolled_back_to": "n",
         "steps_ms": {"unload": 1.235},
     }
 
@@ -363,6 +374,10 @@ def test_an_op_in_json():
         (QueueFull("x", retry_after_s=3), {"Retry-After": "3"}),
         (ModelNotLoaded("x"), {"x-should-retry": "false"}),
         (NoModel("x", retry_after_s=3), {"x-should-retry": "false"}),
+        (SwitchRejected("x"), {"x-should-retry": "false"}),
+        (InsufficientMemory("x"), {"x-should-retry": "false"}),
+        (ModelQuarantined("x"), {"x-should-retry": "false"}),
+        (ModelCooldown("x", retry_after_s=60), {"Retry-After": "60"}),
     ],
 )
 def test_the_fields_that_an_error_brings(error, fields):

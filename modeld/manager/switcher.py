@@ -1,0 +1,467 @@
+"""How does one model give way to another? Switcher: performs one op after the other, and undoes what failed."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from functools import partial
+
+from modeld.errors import (
+    EngineFailed,
+    InsufficientMemory,
+    LoadFailed,
+    LoadStalled,
+    ModelCooldown,
+    ModeldError,
+    ModelQuarantined,
+    ModelSwitched,
+    OpCancelled,
+    ShuttingDown,
+)
+from modeld.manager.cooldown import Cooldowns
+from modeld.manager.freeing import Freeing
+from modeld.manager.loading import Loading
+from modeld.manager.preflight import Preflight
+from modeld.manager.progress import BESIDE, ORDER, Progress
+from modeld.manager.runner import Host, OpenRunner, Runner
+from modeld.manager.state import Lifecycle, Task
+from modeld.manager.statefile import StateFile
+from modeld.manager.tenant import Tenant
+from modeld.policy import OnFailure, OnInflight, Strategy, SwitchPolicy
+from modeld.types import FileFacts, ModelSpec, OpError, OpKind, OpReason, OpState, Phase, Step, SwitchOp
+
+log = logging.getLogger("modeld.switch")
+
+NO_MODEL = OpError("no_model", "the model was unloaded; POST /switch loads one")
+
+Publish = Callable[..., None]
+"""publish(name, op, **data): an event of the op, which left the daemon in the status that holds now."""
+
+
+class Switcher:
+    """Opens and closes models. The switch thread's alone."""
+
+    def __init__(
+        self,
+        life: Lifecycle,
+        host: Host,
+        open_runner: OpenRunner,
+        memory: StateFile,
+        cooldowns: Cooldowns,
+        preflight: Preflight,
+        publish: Publish,
+        chores: Callable[[], None],
+    ) -> None:
+        """`chores` is called whenever the thread wakes in the middle of an op: what cannot wait for the op's end."""
+        self._life = life
+        self._host = host
+        self._open_runner = open_runner
+        self._memory = memory
+        self._cooldowns = cooldowns
+        self._preflight = preflight
+        self._publish = publish
+        self._chores = chores
+        self._held: Tenant | None = None  # opened and not closed yet, answering or not
+        self.policy = SwitchPolicy()
+
+    # -- one op
+
+    def perform(self, task: Task, spec: ModelSpec | None) -> SwitchOp:
+        """Run one op to its end, whatever comes; it has ended, and its events are out, when this returns.
+
+        `spec` is what its target stands for; None: an unload, or an id that the registry does not know any more.
+        """
+        began = time.monotonic()
+        facts = FileFacts()
+        try:
+            if task.op.kind is OpKind.UNLOAD:
+                op = self._unload(task.op)
+                log.info("model unloaded", extra=_fields(op))
+                return op
+            if spec is None:
+                raise LoadFailed(f"{task.op.target_model_id!r} is not in the registry any more")
+            facts = self._host.inspect(spec)
+            op = self._switch(task, spec, facts)
+        except Exception as error:  # noqa: BLE001 - an op's boundary: _fail logs it and says so
+            return self._fail(task.op, spec, facts, error)
+        ms = round((time.monotonic() - began) * 1000, 3)
+        log.info("model ready", extra={**_fields(op), "ms": ms})
+        generation = self._life.status().generation
+        self._publish("model_ready", op, current_model_id=op.target_model_id, generation=generation, ms=ms)
+        self._memory.sync()  # what a loss of power must not take; nobody waits for it
+        return op
+
+    def _switch(self, task: Task, spec: ModelSpec, facts: FileFacts) -> SwitchOp:
+        """Let what the op asks for answer. The op has succeeded when this returns."""
+        op = task.op
+        held = self._held
+        # A model is the same when its entry and its file are. The file is looked at before it is opened: one that is
+        # replaced meanwhile counts as another from then on. A missing one gives no reason to let go of what answers.
+        unchanged = held is not None and held.spec == spec and facts.identity in (held.identity, None)
+        answering = self._life.tenant()
+        log.info("switch started", extra=_fields(op))
+        if unchanged and answering is held and held is not None and held.death is None:
+            self._publish("model_switch_started", op, steps=[])
+            if self._life.begin(held):
+                return self._life.kept()
+        self._close_retiring(op)
+        leaving = answering.spec if answering is not None and answering.death is None else None
+        strategy, refused = self._strategy(op, spec, facts, leaving)
+        op = self._life.take_strategy(strategy)
+        order = BESIDE if strategy is Strategy.OVERLAP else ORDER
+        self._publish("model_switch_started", op, steps=[step.value for step in order], strategy=strategy.value)
+        if refused is not None:
+            raise refused
+        if not unchanged:
+            if facts.problem is not None:
+                raise LoadFailed(f"cannot load {spec.path}: {facts.problem}")
+            on_phase = partial(self._emit_phase, op)
+            self._preflight.run(op, spec, facts, self.policy, on_phase, self._life.ending)
+        self._raise_if_ending()
+        if task.refusal is not None:
+            self._clear(op, Progress(partial(self._emit_step, op, facts))).wait()
+            raise task.refusal
+
+        tenant = Tenant(spec, facts.identity)
+        progress = Progress(partial(self._emit_step, op, facts), order)
+        self._memory.trying(spec.id, facts.identity)
+        freeing = Freeing(None, self._host.resident_bytes) if strategy is Strategy.OVERLAP else self._clear(op, progress)
+        try:
+            self._raise_if_ending()
+            progress.report(Step.MMAP, 0)
+            tenant.runner = self._load(tenant, progress.report, freeing)
+        finally:
+            freeing.wait()
+        replaced, self._held = self._held, tenant
+        progress.finish()
+        try:
+            op = self._life.loaded(tenant, retire_s=op.options.drain_timeout_s)
+        except ModeldError:
+            self._held = replaced
+            self._close_runner(tenant, EngineFailed(f"loading {spec.id!r} did not succeed")).wait()
+            raise
+        self._memory.loaded(spec.id, facts.identity, str(spec.path))
+        self._cooldowns.succeeded(spec.id)
+        return op
+
+    def _strategy(
+        self, op: SwitchOp, spec: ModelSpec, facts: FileFacts, leaving: ModelSpec | None
+    ) -> tuple[Strategy, ModeldError | None]:
+        """Which way to go, and what speaks against going at all; told apart so that the op's first event comes first."""
+        if not op.options.force and (refusal := self._preflight.refusal(spec, facts)) is not None:
+            return Strategy.REPLACE, refusal
+        if facts.problem is not None:
+            return Strategy.REPLACE, None  # it will be said; memory is of no interest then
+        try:
+            return self._preflight.strategy(spec, leaving, op.options, self.policy), None
+        except InsufficientMemory as error:
+            return Strategy.REPLACE, error
+
+    def _unload(self, op: SwitchOp) -> SwitchOp:
+        self._close_retiring(op)
+        held = self._held
+        self._publish("model_switch_started", op, steps=[Step.UNLOAD.value] if held is not None else [])
+        progress = Progress(partial(self._emit_step, op, FileFacts()), (Step.UNLOAD,))
+        self._clear(op, progress).wait()
+        op = self._life.emptied(NO_MODEL)
+        if op.reason is OpReason.IDLE:
+            self._memory.ended()  # the next start loads what this one did
+        else:
+            self._memory.unloaded()
+        self._publish("model_unloaded", op, model_id=held.spec.id if held is not None else None)
+        self._memory.sync()
+        return op
+
+    # -- the old model goes
+
+    def _clear(self, op: SwitchOp, progress: Progress) -> Freeing:
+        """Stop admission, let the running requests end or cut them, and begin to free what they ran on."""
+        self._life.begin(None)
+        if (held := self._held) is not None and held.death is None and op.options.on_inflight is OnInflight.DRAIN:
+            self._drain(op, held, time.monotonic() + op.options.drain_timeout_s)
+        progress.report(Step.UNLOAD, 0)
+        freeing = self._close_held(op)
+        progress.report(Step.UNLOAD, 100)
+        return freeing
+
+    def _drain(self, op: SwitchOp, tenant: Tenant, deadline: float) -> None:
+        """Wait until the tenant's requests have ended, until `deadline` at most. Raises OpCancelled; then nothing is closed."""
+        n_first = max(self._n_open(tenant), 1)
+        last = -1
+
+        def drained() -> bool:
+            nonlocal last
+            n_open = self._n_open(tenant)
+            pct = max(min(100 - n_open * 100 // n_first, 99), 0) if n_open else 100
+            if pct > last and not (last < 0 and pct == 100):
+                last = pct
+                self._emit_phase(op, Phase.DRAIN, pct, 0, 0, n_running=n_open)
+            return not n_open or tenant.death is not None or self._life.ending() is not None
+
+        if not self._wait(drained, deadline):
+            log.warning("%d requests did not end in time and are cut", self._n_open(tenant), extra=_fields(op))
+        self._raise_if_ending()
+
+    def _n_open(self, tenant: Tenant) -> int:
+        """Requests that are let in and have not ended."""
+        assert tenant.runner is not None
+        return self._life.n_entering(tenant) + tenant.runner.load().n_open
+
+    def _close_held(self, op: SwitchOp) -> Freeing:
+        """Close the old runner, whose requests end with the reason, and begin to free it."""
+        if self._held is None:
+            return Freeing(None, self._host.resident_bytes)
+        held, self._held = self._held, None
+        return self._close_runner(held, _why_closed(held, op))
+
+    def _close_runner(self, tenant: Tenant, reason: ModeldError) -> Freeing:
+        """End its requests and threads, and begin to free it. A close that fails is logged, and the caller goes on.
+
+        Nobody can reach that runner any more and a second close would not be safer, so failing the op would only leave
+        the daemon without a model; what the runner still holds is lost until the process ends.
+        """
+        assert tenant.runner is not None
+        try:
+            tenant.runner.close(reason)
+        except Exception:
+            log.exception("closing a model failed; what it holds is lost", extra={"model_id": tenant.spec.id})
+            return Freeing(None, self._host.resident_bytes)  # a thread of it may still live
+        return Freeing(tenant, self._host.resident_bytes)
+
+    # -- the model that an overlap has replaced
+
+    def retire(self, *, now: bool = False) -> bool:
+        """Close the replaced model if its requests have ended or its time is over; `now`: in any case. True: it is gone."""
+        tenant = self._life.retiring()
+        if tenant is None:
+            return True
+        n_open = self._n_open(tenant) if tenant.death is None else 0
+        if n_open and not now and time.monotonic() < tenant.leave_by:
+            return False
+        if n_open:
+            log.warning("%d requests of a replaced model are cut", n_open, extra={"model_id": tenant.spec.id})
+        answering = self._life.tenant()
+        to = f" to {answering.spec.id!r}" if answering is not None else ""
+        why = ModelSwitched(f"the model was switched from {tenant.spec.id!r}{to} while the request ran", retry_after_s=1)
+        self._life.retired()
+        self._close_runner(tenant, why).wait()
+        self._publish("model_unloaded", None, model_id=tenant.spec.id)
+        return True
+
+    def retire_by(self) -> float:
+        """When `retire` must be called again, on the monotonic clock."""
+        tenant = self._life.retiring()
+        return tenant.leave_by if tenant is not None else math.inf
+
+    def _close_retiring(self, op: SwitchOp) -> None:
+        """Two models at most: the replaced one goes before anything is opened. `drain` leaves it its time."""
+        if (tenant := self._life.retiring()) is None:
+            return
+        if op.options.on_inflight is OnInflight.DRAIN or op.options.strategy is not Strategy.REPLACE:
+            self._wait(lambda: self._life.ending() is not None or self.retire(), tenant.leave_by)
+            self._raise_if_ending()
+        self.retire(now=True)
+
+    # -- the new model comes
+
+    def _load(self, tenant: Tenant, emit: Callable[[Step, int], None], freeing: Freeing, *, until_stop: bool = False) -> Runner:
+        """Open a runner on a thread of its own, and pass on its progress. `until_stop`: only the end of the daemon ends it."""
+        before = 0
+        is_first = True
+
+        def wait_for_memory() -> None:
+            nonlocal before, is_first
+            freeing.wait()
+            if is_first:
+                is_first, before = False, self._host.resident_bytes()
+
+        def ending() -> ModeldError | None:
+            if until_stop:
+                return OpCancelled("the daemon is stopping") if self._life.stopping else None
+            return self._life.ending()
+
+        loading = Loading(
+            self._open_runner,
+            tenant.spec,
+            partial(self._life.died, tenant),
+            wait_for_memory=wait_for_memory,
+            ending=ending,
+            poke=self._life.poke,
+        )
+        stall_s = self.policy.load_stall_timeout_s or math.inf
+
+        def ended() -> bool:
+            finished = loading.is_finished  # before its news is taken: none comes after the end
+            for step, pct in loading.news():
+                emit(step, pct)
+            return finished
+
+        while not self._wait(ended, loading.heard_at + stall_s):
+            if time.monotonic() - loading.heard_at >= stall_s and loading.abandon():
+                raise ending() or LoadStalled(
+                    f"the load of {tenant.spec.path} made no progress for {stall_s:.0f} s (load_stall_timeout_s)"
+                )
+        runner = loading.result()
+        tenant.resident_bytes = self._host.resident_bytes() - before
+        runner.on_idle(partial(self._life.idle, tenant))
+        return runner
+
+    # -- what failed is undone
+
+    def _fail(self, op: SwitchOp, spec: ModelSpec | None, facts: FileFacts, error: Exception) -> SwitchOp:
+        """The op has ended without its model: let the one before answer, if there is one, then say so once."""
+        state, code, message = self._described(op, error)
+        failure = OpError(code, message, op.target_model_id, op.op_id)
+        if state is OpState.FAILED and spec is not None:
+            self._count_failure(spec, facts, error, message)
+        self._memory.ended()
+        op = self._settle(op, spec, facts, state, failure)
+        data: dict[str, object] = {} if op.rolled_back_to is None else {"rolled_back_to": op.rolled_back_to}
+        assert op.error is not None
+        self._publish("model_error", op, code=op.error.code, message=op.error.message, **data)
+        self._memory.sync()
+        return op
+
+    def _described(self, op: SwitchOp, error: Exception) -> tuple[OpState, str, str]:
+        fields = _fields(op)
+        if isinstance(error, OpCancelled):
+            log.info("switch cancelled: %s", error, extra=fields)
+            return OpState.CANCELLED, error.code, error.message
+        if isinstance(error, ModeldError):
+            log.error("switch failed: %s", error, extra={**fields, "code": error.code})
+            return OpState.FAILED, error.code, error.message
+        log.error("switch failed by a fault of modeld's own", extra=fields, exc_info=error)
+        return OpState.FAILED, "internal_error", f"a fault of modeld's own ({type(error).__name__}); its log has the details"
+
+    def _count_failure(self, spec: ModelSpec, facts: FileFacts, error: Exception, message: str) -> None:
+        if isinstance(error, ModelCooldown | ModelQuarantined | InsufficientMemory):
+            return
+        policy = self.policy
+        self._cooldowns.failed(
+            spec,
+            facts.identity,
+            message,
+            time.monotonic(),
+            allowed=policy.cooldown_failures,
+            cooldown_s=policy.cooldown_s,
+        )
+
+    def _settle(self, op: SwitchOp, spec: ModelSpec | None, facts: FileFacts, state: OpState, failure: OpError) -> SwitchOp:
+        """Come to rest: with the model that answers still, with the one before, or with none. The op has ended then."""
+        if self._life.tenant() is not None:
+            return self._life.failed(state, failure)  # nothing was taken away
+        held = self._held
+        if held is not None and held.death is None and not self._life.stopping:
+            try:
+                return self._life.restored(held, state, failure, was_loaded=False)  # it was drained, and goes on
+            except ModeldError as error:
+                log.error("the model before cannot go on: %s", error, extra=_fields(op))
+        if held is not None:
+            self._close_held(op).wait()
+        if self._life.is_superseded():
+            return self._life.failed(state, failure, goes_on=True)
+        fallback = self._life.fallback()
+        if fallback is None or self._life.stopping:
+            return self._life.failed(state, failure)
+        if state is OpState.FAILED and op.options.on_failure is OnFailure.ERROR:
+            return self._life.failed(state, failure)
+        return self._roll_back(op, spec, facts, fallback, state, failure)
+
+    def _roll_back(
+        self, op: SwitchOp, spec: ModelSpec | None, facts: FileFacts, fallback: ModelSpec, state: OpState, failure: OpError
+    ) -> SwitchOp:
+        known = self._host.inspect(fallback)
+        if state is OpState.FAILED and (fallback, known.identity) == (spec, facts.identity):
+            return self._life.failed(state, failure)  # it is what has just failed
+        log.info("rolling back", extra={**_fields(op), "to": fallback.id})
+        tenant = Tenant(fallback, known.identity)
+        shares = {Step.UNLOAD: (0, 0), Step.MMAP: (0, 90), Step.WARMUP: (90, 9)}
+        last = -1
+
+        def emit(step: Step, pct: int) -> None:
+            nonlocal last
+            begin, share = shares[step]
+            if (now := begin + pct * share // 100) > last:
+                last = now
+                self._emit_phase(op, Phase.ROLLBACK, now, 0, 0, to=fallback.id)
+
+        emit(Step.MMAP, 0)
+        try:
+            if known.problem is not None:
+                raise LoadFailed(f"cannot load {fallback.path}: {known.problem}")
+            self._memory.trying(fallback.id, known.identity)
+            tenant.runner = self._load(tenant, emit, Freeing(None, self._host.resident_bytes), until_stop=True)
+            self._held = tenant
+            self._emit_phase(op, Phase.ROLLBACK, 100, 0, 0, to=fallback.id)
+            ended = self._life.restored(tenant, state, failure, was_loaded=True)
+        except Exception as error:  # noqa: BLE001 - logged, and part of the op's error
+            log.error("the model before did not come back: %s", error, extra={**_fields(op), "to": fallback.id})
+            self._memory.ended()
+            if self._held is not None:
+                self._close_held(op).wait()
+            both = f"{failure.message}; and the model before, {fallback.id!r}, did not come back: {error}"
+            return self._life.failed(state, OpError(failure.code, both, failure.model_id, failure.op_id))
+        self._memory.loaded(fallback.id, known.identity, str(fallback.path))
+        log.info("rolled back", extra={**_fields(op), "to": fallback.id})
+        return ended
+
+    # -- the end
+
+    def close(self, reason: ShuttingDown) -> None:
+        """Close whatever is open."""
+        for tenant in (self._life.retiring(), self._held):
+            if tenant is not None:
+                self._close_runner(tenant, reason).wait()
+                log.info("model closed", extra={"model_id": tenant.spec.id})
+        self._life.retired()
+        self._held = None
+
+    # -- helpers
+
+    def _wait(self, done: Callable[[], bool], deadline: float) -> bool:
+        """Until `done`, which is asked whenever something happens; False: it is `deadline` (monotonic) first."""
+        while True:
+            seen = self._life.ticks()
+            self._chores()
+            if done():
+                return True
+            if not self._life.pause(seen, deadline):
+                return done()
+
+    def _raise_if_ending(self) -> None:
+        if (why := self._life.ending()) is not None:
+            raise why
+
+    def _emit_step(self, op: SwitchOp, facts: FileFacts, step: Step, pct: int) -> None:
+        op = self._life.step(step, pct)
+        data: dict[str, object] = {}
+        if step is Step.MMAP and facts.size_bytes is not None:
+            data = {"bytes": facts.size_bytes * pct // 100, "bytes_total": facts.size_bytes}
+        self._publish("model_loading_progress", op, step=step.value, pct=pct, **data)
+        if pct == 100:
+            log.info("%s done", step, extra={**_fields(op), "ms": op.steps_ms[step.value]})
+
+    def _emit_phase(self, op: SwitchOp, phase: Phase, pct: int, done: int, total: int, **data: object) -> None:
+        op = self._life.phase(phase, pct)
+        if total:
+            data |= {"bytes": done, "bytes_total": total}
+        self._publish("model_switch_phase", op, phase=phase.value, pct=pct, **data)
+        if pct == 100:
+            log.info("%s done", phase, extra={**_fields(op), "ms": op.steps_ms[phase.value]})
+
+
+def _fields(op: SwitchOp) -> dict[str, object]:
+    return {"op_id": op.op_id, "model_id": op.target_model_id}
+
+
+def _why_closed(tenant: Tenant, op: SwitchOp) -> ModeldError:
+    if tenant.death is not None:
+        log.error("the engine died: %s", tenant.death, extra={**_fields(op), "model_id": tenant.spec.id}, exc_info=tenant.death)
+        return EngineFailed(f"the engine of {tenant.spec.id!r} died: {tenant.death}")
+    if op.target_model_id is None:
+        return ModelSwitched(f"the model {tenant.spec.id!r} was unloaded while the request ran", retry_after_s=1)
+    return ModelSwitched(
+        f"the model was switched from {tenant.spec.id!r} to {op.target_model_id!r} while the request ran", retry_after_s=1
+    )
