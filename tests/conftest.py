@@ -22,6 +22,14 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 @pytest.fixture(autouse=True)
+def leaves_the_thread_its_cores() -> Iterator[None]:
+    """A test that decodes on the main thread has that bound to one core; all that is started later would inherit it."""
+    before = os.sched_getaffinity(0)
+    yield
+    os.sched_setaffinity(0, before)
+
+
+@pytest.fixture(autouse=True)
 def leaves_nothing_behind() -> Iterator[None]:
     yield
     from modeld.llm.handles import open_handles
