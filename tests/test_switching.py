@@ -450,6 +450,28 @@ def test_a_load_without_progress_is_given_up_and_the_old_model_comes_back(bench:
     assert late.freed
 
 
+def test_a_disk_that_hangs_costs_nobody_anything(bench: Make) -> None:
+    hangs, healed = threading.Event(), threading.Event()
+
+    def read_ahead(spec: ModelSpec, on_progress: Callable[[int, int], bool]) -> None:
+        if spec.id == "b":
+            on_progress(1, 100)
+            hangs.set()
+            assert healed.wait(DEADLINE_S)
+
+    b = bench(replace(SwitchPolicy(), load_stall_timeout_s=1), read_ahead=read_ahead)
+    old = b.load("a")
+    op, _ = b.manager.switch("b")
+    assert hangs.wait(DEADLINE_S)
+    waiting, _ = b.manager.switch("c")
+    b.manager.cancel(waiting.op_id)
+    assert error_of(b, waiting) == ("op_cancelled", None)  # the switch thread listens
+    b.manager.reconfigure(specs(*"abcd"), "a", SwitchPolicy())
+    assert error_of(b, op) == ("load_stalled", None)
+    assert (old.closed_with, b.manager.generate(REQUEST).model_id) == (None, "a")
+    healed.set()
+
+
 # -- overlap ----------------------------------------------------------------------------------------------------------
 
 

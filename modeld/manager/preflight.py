@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 from modeld.errors import InsufficientMemory, LoadFailed, ModeldError, ModelQuarantined, OpCancelled
 from modeld.manager.cooldown import Cooldowns
@@ -15,8 +16,18 @@ from modeld.types import FileFacts, ModelSpec, Phase, SwitchOp
 
 log = logging.getLogger("modeld.switch")
 
-OnPhase = Callable[[Phase, int, int, int], None]
-"""Told the phase, its percents, and bytes done and in all (0 and 0: it has none)."""
+
+class PhaseNews(NamedTuple):
+    """How far a phase has come: percents, and bytes done and in all (0 and 0: it has none)."""
+
+    phase: Phase
+    pct: int
+    done: int = 0
+    total: int = 0
+
+
+Report = Callable[[PhaseNews | None], bool]
+"""Takes news, or None: it goes on, and there is nothing to tell. False: end as soon as you can."""
 
 
 class Preflight:
@@ -53,7 +64,7 @@ class Preflight:
             raise InsufficientMemory(too_little)
         return Strategy.REPLACE
 
-    # -- the switch thread
+    # -- a thread that is watched
 
     def run(
         self,
@@ -61,81 +72,65 @@ class Preflight:
         spec: ModelSpec,
         facts: FileFacts,
         policy: SwitchPolicy,
-        on_phase: OnPhase,
+        report: Report,
         ending: Callable[[], OpCancelled | None],
-    ) -> None:
-        """All that takes time. Raises LoadFailed and its kin, and OpCancelled as soon as `ending` says so."""
+    ) -> bool:
+        """All that takes time; whether the file was tried, and is sound. Raises LoadFailed and its kin, OpCancelled as soon
+        as `ending` says so."""
+        tried = False
+        try:
+            self._verify(spec, facts, report)
+            if policy.probe and self._is_unknown(op, spec, facts):
+                self._probe(spec, report)
+                tried = True
+            if policy.prefetch and spec.load_mode != "none":
+                self._read_ahead(spec, facts, report)
+        except LoadFailed as error:
+            raise ending() or error from error
+        if (why := ending()) is not None:
+            raise why
+        return tried
 
-        def unless_ending(error: ModeldError) -> ModeldError:
-            return ending() or error
-
-        self._verify(spec, facts, on_phase, ending, unless_ending)
-        if policy.probe:
-            self._probe(op, spec, facts, on_phase, ending)
-        if policy.prefetch and spec.load_mode != "none":
-            self._read_ahead(spec, facts, on_phase, ending, unless_ending)
-
-    def _verify(
-        self,
-        spec: ModelSpec,
-        facts: FileFacts,
-        on_phase: OnPhase,
-        ending: Callable[[], OpCancelled | None],
-        unless_ending: Callable[[ModeldError], ModeldError],
-    ) -> None:
+    def _verify(self, spec: ModelSpec, facts: FileFacts, report: Report) -> None:
         began = False
         size = facts.size_bytes or 0
 
         def on_percent(pct: int) -> bool:
             nonlocal began
-            if pct < 100 or began:  # a digest that is remembered says 100 alone: that is no phase
-                began = True
-                on_phase(Phase.CHECK, pct, size * pct // 100, size)
-            return ending() is None
+            if pct == 100 and not began:
+                return True  # a digest that is remembered says 100 alone: that is no phase
+            began = True
+            return report(PhaseNews(Phase.CHECK, pct, size * pct // 100, size))
 
-        try:
-            self._host.verify(spec, on_percent)
-        except LoadFailed as error:
-            raise unless_ending(error) from error
+        self._host.verify(spec, on_percent)
 
-    def _probe(
-        self, op: SwitchOp, spec: ModelSpec, facts: FileFacts, on_phase: OnPhase, ending: Callable[[], OpCancelled | None]
-    ) -> None:
+    def _is_unknown(self, op: SwitchOp, spec: ModelSpec, facts: FileFacts) -> bool:
+        """Whether nobody vouched for the file, and it can be tried."""
         if spec.sha256 is not None or self._host.probe is None or self._memory.is_vouched(str(spec.path), facts.identity):
-            return
-        fields = {"op_id": op.op_id, "model_id": spec.id}
+            return False
         if (too_little := self._host.fits(spec, None)) is not None:
+            fields = {"op_id": op.op_id, "model_id": spec.id}
             log.warning("the file was not tried in a process of its own first: %s", too_little, extra=fields)
-            return
-        on_phase(Phase.PROBE, 0, 0, 0)
-        self._host.probe(spec, lambda: ending() is None)
-        on_phase(Phase.PROBE, 100, 0, 0)
-        self._memory.vouch(str(spec.path), facts.identity)
+            return False
+        return True
 
-    def _read_ahead(
-        self,
-        spec: ModelSpec,
-        facts: FileFacts,
-        on_phase: OnPhase,
-        ending: Callable[[], OpCancelled | None],
-        unless_ending: Callable[[ModeldError], ModeldError],
-    ) -> None:
+    def _probe(self, spec: ModelSpec, report: Report) -> None:
+        assert self._host.probe is not None
+        report(PhaseNews(Phase.PROBE, 0))
+        self._host.probe(spec, lambda: report(None))
+        report(PhaseNews(Phase.PROBE, 100))
+
+    def _read_ahead(self, spec: ModelSpec, facts: FileFacts, report: Report) -> None:
         last = -1
 
         def on_progress(done: int, total: int) -> bool:
             nonlocal last
             pct = min(done * 100 // total, 99) if total else 0
-            if pct > last:
-                last = pct
-                on_phase(Phase.PREFETCH, pct, done, total)
-            return ending() is None
+            news = PhaseNews(Phase.PREFETCH, pct, done, total) if pct > last else None
+            last = pct
+            return report(news)
 
-        try:
-            self._host.read_ahead(spec, on_progress)
-        except LoadFailed as error:
-            raise unless_ending(error) from error
-        if (why := ending()) is not None:
-            raise why
+        self._host.read_ahead(spec, on_progress)
         if last >= 0:
             size = facts.size_bytes or 0
-            on_phase(Phase.PREFETCH, 100, size, size)
+            report(PhaseNews(Phase.PREFETCH, 100, size, size))

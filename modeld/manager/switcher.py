@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import TypeVar
 
 from modeld.errors import (
     EngineFailed,
@@ -22,8 +23,8 @@ from modeld.errors import (
 )
 from modeld.manager.cooldown import Cooldowns
 from modeld.manager.freeing import Freeing
-from modeld.manager.loading import Loading
-from modeld.manager.preflight import Preflight
+from modeld.manager.loading import Watched
+from modeld.manager.preflight import Preflight, Report
 from modeld.manager.progress import BESIDE, ORDER, Progress
 from modeld.manager.runner import Host, OpenRunner, Runner
 from modeld.manager.state import Lifecycle, Task
@@ -35,6 +36,9 @@ from modeld.types import FileFacts, ModelSpec, OpError, OpKind, OpReason, OpStat
 log = logging.getLogger("modeld.switch")
 
 NO_MODEL = OpError("no_model", "the model was unloaded; POST /switch loads one")
+
+N = TypeVar("N")
+T = TypeVar("T")
 
 Publish = Callable[..., None]
 """publish(name, op, **data): an event of the op, which left the daemon in the status that holds now."""
@@ -117,8 +121,7 @@ class Switcher:
         if not unchanged:
             if facts.problem is not None:
                 raise LoadFailed(f"cannot load {spec.path}: {facts.problem}")
-            on_phase = partial(self._emit_phase, op)
-            self._preflight.run(op, spec, facts, self.policy, on_phase, self._life.ending)
+            self._check(op, spec, facts)
         self._raise_if_ending()
         if task.refusal is not None:
             self._clear(op, Progress(partial(self._emit_step, op, facts))).wait()
@@ -145,6 +148,20 @@ class Switcher:
         self._memory.loaded(spec.id, facts.identity, str(spec.path))
         self._cooldowns.succeeded(spec.id)
         return op
+
+    def _check(self, op: SwitchOp, spec: ModelSpec, facts: FileFacts) -> None:
+        """All that takes time while the old model answers."""
+        policy = self.policy
+
+        def work(report: Report) -> bool:
+            return self._preflight.run(op, spec, facts, policy, report, self._life.ending)
+
+        watched = Watched(work, ending=self._life.ending, poke=self._life.poke, discard=lambda _tried: None)
+        tried = self._watch(
+            f"reading {spec.path}", watched, lambda news: self._emit_phase(op, news.phase, news.pct, news.done, news.total)
+        )
+        if tried:
+            self._memory.vouch(str(spec.path), facts.identity)
 
     def _strategy(
         self, op: SwitchOp, spec: ModelSpec, facts: FileFacts, leaving: ModelSpec | None
@@ -271,42 +288,47 @@ class Switcher:
         before = 0
         is_first = True
 
-        def wait_for_memory() -> None:
-            nonlocal before, is_first
-            freeing.wait()
-            if is_first:
-                is_first, before = False, self._host.resident_bytes()
+        def work(report: Callable[[tuple[Step, int] | None], bool]) -> Runner:
+            def on_progress(step: Step, pct: int) -> bool:
+                nonlocal before, is_first
+                freeing.wait()
+                if is_first:
+                    is_first, before = False, self._host.resident_bytes()
+                return report((step, pct))
 
-        def ending() -> ModeldError | None:
-            if until_stop:
-                return OpCancelled("the daemon is stopping") if self._life.stopping else None
-            return self._life.ending()
+            return self._open_runner(tenant.spec, on_progress, partial(self._life.died, tenant))
 
-        loading = Loading(
-            self._open_runner,
-            tenant.spec,
-            partial(self._life.died, tenant),
-            wait_for_memory=wait_for_memory,
-            ending=ending,
-            poke=self._life.poke,
+        def discard(runner: Runner) -> None:
+            runner.close(LoadFailed("this load was given up"))
+            runner.free()
+
+        def ending() -> OpCancelled | None:
+            return OpCancelled("the daemon is stopping") if self._life.stopping else None
+
+        runner = self._watch(
+            f"the load of {tenant.spec.path}",
+            Watched(work, ending=ending if until_stop else self._life.ending, poke=self._life.poke, discard=discard),
+            lambda news: emit(*news),
         )
-        stall_s = self.policy.load_stall_timeout_s or math.inf
-
-        def ended() -> bool:
-            finished = loading.is_finished  # before its news is taken: none comes after the end
-            for step, pct in loading.news():
-                emit(step, pct)
-            return finished
-
-        while not self._wait(ended, loading.heard_at + stall_s):
-            if time.monotonic() - loading.heard_at >= stall_s and loading.abandon():
-                raise ending() or LoadStalled(
-                    f"the load of {tenant.spec.path} made no progress for {stall_s:.0f} s (load_stall_timeout_s)"
-                )
-        runner = loading.result()
         tenant.resident_bytes = self._host.resident_bytes() - before
         runner.on_idle(partial(self._life.idle, tenant))
         return runner
+
+    def _watch(self, what: str, watched: Watched[N, T], on_news: Callable[[N], None]) -> T:
+        """What comes of the work, whose news are passed on meanwhile. Raises LoadStalled when there is none for too long."""
+        stall_s = self.policy.load_stall_timeout_s or math.inf
+
+        def ended() -> bool:
+            finished = watched.is_finished  # before its news is taken: none comes after the end
+            for news in watched.news():
+                on_news(news)
+            return finished
+
+        while not self._wait(ended, watched.heard_at + stall_s):
+            if time.monotonic() - watched.heard_at >= stall_s and watched.abandon():
+                stalled = LoadStalled(f"{what} made no progress for {stall_s:.0f} s (switching.load_stall_timeout_s)")
+                raise self._life.ending() or stalled
+        return watched.result()
 
     # -- what failed is undone
 
