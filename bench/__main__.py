@@ -4,6 +4,7 @@ engine, switch      in one process: the engine against a bare loop, a switch aga
 disconnect          how soon the slot of a client that leaves is free, and whether the others lose something
 queue               what requests cost that wait for a slot: the others' throughput, memory
 curve               what max_step_ms chooses between: gaps in running streams, first token of a late prompt
+overlap             two models that generate at once, in turns and each on its own pool, against one at a time
 kv                  a KV stream for each slot against one cache for all
 w1 ... w8           modeld against llama-server (the works of docs/benchmarks.md); servers: all of them
 limit               llama-batched-bench: what the library can do
@@ -111,6 +112,17 @@ def measure_kv(args: argparse.Namespace) -> list[dict[str, Any]]:
     return found
 
 
+def measure_overlap(args: argparse.Namespace) -> list[dict[str, Any]]:
+    from bench.overlap import measure
+
+    found = measure(make(args.model), args.tokens, repeats(args))
+    print(f"{'streams':>8} {'alone t/s':>10} {'in turns t/s':>13} {'ratio':>7} {'separate t/s':>13} {'ratio':>7}")
+    for row in found:
+        in_turns = f"{row['in_turns_per_s']:>13} {row['in_turns_ratio']:>7}"
+        print(f"{row['streams']:>8} {row['alone_per_s']:>10} {in_turns} {row['separate_per_s']:>13} {row['separate_ratio']:>7}")
+    return found
+
+
 def measure_queue(args: argparse.Namespace) -> dict[str, Any]:
     from bench.waiting import measure
 
@@ -136,7 +148,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    choices = ("engine", "switch", "kv", "disconnect", "queue", "curve", *compare.NAMES, "servers", "limit", "peers", "all")
+    choices = (
+        "engine",
+        "switch",
+        "overlap",
+        "kv",
+        "disconnect",
+        "queue",
+        "curve",
+        *compare.NAMES,
+        "servers",
+        "limit",
+        "peers",
+        "all",
+    )
     parser.add_argument("what", nargs="*", metavar="WHAT", help=f"{', '.join(choices)} (default: all)")
     parser.add_argument(
         "--repeat",
@@ -166,6 +191,10 @@ def main() -> None:
         found = {"machine": about, "switch": measure_switch(args)}
         if args.write:
             keep(f"switch-{args.model}.json", json.dumps(found, indent=1) + "\n")
+    if "overlap" in what:
+        found = {"machine": about, "overlap": measure_overlap(args)}
+        if args.write:
+            keep(f"overlap-{args.model}.json", json.dumps(found, indent=1) + "\n")
     if "kv" in what:
         found = {"machine": about, "kv": measure_kv(args)}
         if args.write:

@@ -191,6 +191,7 @@ class FakeRuntime:
         self.cells.pop(slot, None)
 
     can_cut = True
+    waited_s = 0.0
     row_block = 1
 
     def truncate(self, slot: int, n_tokens: int) -> bool:

@@ -59,8 +59,9 @@ WITHOUT_THREADS = (
     "modeld.httpapi.router",
 )
 
-# In llm/ only where C calls back or objects are freed from any thread, and where two threads fill one cache.
-LLM_WITH_LOCKS = ("modeld.llm.backend", "modeld.llm.handles", "modeld.llm.vocab")
+# In llm/ only where C calls back or objects are freed from any thread, where two threads fill one cache, and where the engines
+# of two models take turns to compute.
+LLM_WITH_LOCKS = ("modeld.llm.backend", "modeld.llm.handles", "modeld.llm.pool", "modeld.llm.vocab")
 
 FILES = sorted(PACKAGE.rglob("*.py"))
 

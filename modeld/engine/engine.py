@@ -295,7 +295,7 @@ class Engine:
                 self._decode_lost = lost
                 if self._inbox.stop is None:
                     self._runtime.set_abort(False)
-        seconds = time.monotonic() - start
+        seconds = time.monotonic() - start - self._runtime.waited_s  # what another model computed says nothing of this one
         self._cells.drop(filling)
         self._pace.measured(n_generating, n_prompt, seconds)
         if not n_prompt:

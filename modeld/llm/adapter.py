@@ -115,10 +115,14 @@ class Runtime(Protocol):
     # -- the engine thread
 
     def decode(self, spans: Sequence[Span]) -> None:
-        """Run exactly one llama_decode over 1..n_batch rows.
+        """Run exactly one llama_decode over 1..n_batch rows. Models that are loaded together take turns at this.
 
         Raises NoKvRoom (memory unchanged), DecodeAborted (part of it may stay: ask n_past) or DecodeFatal (close me).
         """
+
+    @property
+    def waited_s(self) -> float:
+        """How long the last decode waited for its turn."""
 
     def sampler(self, params: SamplingParams, seed: int, history: Sequence[int], constraint: Constraint | None = None) -> Sampler:
         """A new chain; `history` are the prompt's tokens, which the penalties look back on.
@@ -185,7 +189,8 @@ class Runtime(Protocol):
     # -- any thread
 
     def set_abort(self, on: bool) -> None:
-        """Make the running decode end between two graph nodes, or arm it again. The caller serializes."""
+        """Make the running decode end between two graph nodes, or before its turn, and let none begin; or arm it again. The
+        caller serializes."""
 
     # -- the tokenize threads (these may recurse deep)
 

@@ -12,10 +12,11 @@ from modeld.llm import embedding
 from modeld.llm import libllama as C
 from modeld.llm.adapter import DecodeAborted, DecodeFatal, DecodeInvalid, NoKvRoom, Span, StateNotSaved
 from modeld.llm.backend import Backend
-from modeld.llm.cores import ComputePlan, compute_plan
+from modeld.llm.cores import compute_plan
 from modeld.llm.handles import Handle
 from modeld.llm.memory import large_blocks_mapped
 from modeld.llm.model import Model, why
+from modeld.llm.pool import PoolShare
 from modeld.types import ModelSpec
 
 _CACHE_TYPES = {
@@ -35,33 +36,6 @@ _FLASH_ATTN = {
     "off": C.LLAMA_FLASH_ATTN_TYPE_DISABLED,
 }
 _SCORED_ROWS = 32  # of a prompt whose logprobs are wanted, in one decode
-_POLL = 50  # how long an idle pool thread spins before it sleeps; ggml's own default
-
-
-class ThreadPool(Handle):
-    """ggml's compute threads, each on a core of its own where the plan says which.
-
-    Unpinned, two of them can land on one core and spin against each other for a whole run (facts/llama.md). It starts
-    paused: the thread that decodes first, the engine's, then takes the last core for itself, and not the thread that
-    makes the pool, whose children would inherit the binding.
-    """
-
-    kind = "thread pool"
-
-    def __init__(self, backend: Backend, plan: ComputePlan) -> None:
-        lib = backend.lib
-        params = C.ggml_threadpool_params()
-        lib.ggml_threadpool_params_init(ctypes.byref(params), plan.n_threads)
-        for core in plan.cores:
-            params.cpumask[core] = True
-        params.strict_cpu = bool(plan.cores)
-        params.poll = _POLL
-        params.paused = True
-        raw = lib.ggml_threadpool_new(ctypes.byref(params))
-        if not raw:
-            raise LoadFailed(f"ggml could not make a pool of {plan.n_threads} threads")
-        super().__init__(raw, lib.ggml_threadpool_free)
-        self.n_threads = plan.n_threads
 
 
 class AbortFlag:
@@ -78,6 +52,9 @@ class AbortFlag:
 
     def set(self, on: bool) -> None:
         self._bytes[0] = b"\x01" if on else b"\x00"
+
+    def is_set(self) -> bool:
+        return self._bytes[0] == b"\x01"
 
 
 class Context(Handle):
@@ -117,14 +94,15 @@ class Context(Handle):
             )
         super().__init__(raw, lib.llama_free, parent=model)
         self._lib = lib
-        self._pool: ThreadPool | None = None
+        self.abort = AbortFlag()
+        self._share: PoolShare | None = None
         self._memory: Any = lib.llama_get_memory(self)  # NULL for encoders
         try:
             if not self._memory and not self._embeds:
                 raise LoadFailed(f"{model.path} is an encoder, which generates nothing: leave `embeddings` out or set it to `on`")
             self.pooling = embedding.pooling_of(lib, self, model) if self._embeds else None
-            self._pool = ThreadPool(backend, plan)
-            lib.llama_attach_threadpool(self, self._pool, self._pool)
+            self._share = PoolShare(backend, plan, self.abort.is_set)
+            lib.llama_attach_threadpool(self, self._share.pool, self._share.pool)
         except BaseException:
             self.close()
             raise
@@ -138,7 +116,6 @@ class Context(Handle):
             n_cells = self.n_ctx if self._memory else None
             self.n_batch, self.n_ctx_slot = embedding.bounds(lib, self, model, self.pooling, self.n_batch, n_cells)
             self.n_outputs = self.n_batch
-        self.abort = AbortFlag()
         lib.llama_set_abort_callback(self, self.abort.function, self.abort.data)
         self._allocate_batch()
 
@@ -165,7 +142,7 @@ class Context(Handle):
         self._ends: list[int] = [0]  # rows before each span of the last decode, and before its end
 
     def decode(self, spans: Sequence[Span]) -> None:
-        """Run one llama_decode over the rows of `spans` (1..n_batch in all). Engine thread only; releases the GIL.
+        """Run one llama_decode over the rows of `spans` (1..n_batch in all), in its turn. Engine thread only; releases the GIL.
 
         Afterwards `row(i)` is the batch row whose logits span i asked for. Raises NoKvRoom (memory unchanged),
         DecodeAborted (finished ubatches stay), DecodeInvalid (memory unchanged), DecodeFatal (close the context).
@@ -192,11 +169,29 @@ class Context(Handle):
             ends.append(end)
         self._ends = ends
         self._batch.n_tokens = end
-        code = int(self._lib.llama_decode(self, self._batch))
+        assert self._share is not None
+        if not self._share.begin():
+            raise DecodeAborted(f"the decode of {end} rows was aborted before its turn")
+        try:
+            code = int(self._lib.llama_decode(self, self._batch))
+        finally:
+            self._share.end()
         if self._copies and code != -1:  # a batch that is refused as invalid is refused before them (llama-context.cpp, decode)
             self._copies = []
         if code:
             raise _decode_error(code, end)
+
+    @property
+    def waited_s(self) -> float:
+        """How long the last decode waited for its turn."""
+        assert self._share is not None
+        return self._share.waited_s
+
+    def set_abort(self, on: bool) -> None:
+        """End the running decode, or the wait for its turn, and let none begin; or arm it again. Any thread."""
+        self.abort.set(on)
+        if on and self._share is not None:
+            self._share.give_up()
 
     def row(self, span_index: int, row: int = -1) -> int:
         """Where the last decode had a row of its span `span_index`: by its place in the span, -1 for the last one."""
@@ -258,11 +253,11 @@ class Context(Handle):
         return int(self._lib.llama_memory_seq_pos_max(self._memory, slot)) + 1
 
     def close(self) -> None:
-        """Free the context, then the threads that computed for it. Idempotent."""
+        """Free the context, then the threads that computed for it, if it was the last one there. Idempotent."""
         super().close()
-        if self._pool is not None:
-            self._pool.close()
-            self._pool = None
+        if self._share is not None:
+            self._share.close()
+            self._share = None
 
 
 def _address(state: bytearray) -> Any:

@@ -110,6 +110,10 @@ class LlamaRuntime:
     def decode(self, spans: Sequence[Span]) -> None:
         self._context.decode(spans)
 
+    @property
+    def waited_s(self) -> float:
+        return self._context.waited_s
+
     def sampler(self, params: SamplingParams, seed: int, history: Sequence[int], constraint: Constraint | None = None) -> Sampler:
         return SamplerChain(
             self._lib,
@@ -189,7 +193,7 @@ class LlamaRuntime:
 
     def set_abort(self, on: bool) -> None:
         self._backend.ring.quiet = on
-        self._context.abort.set(on)
+        self._context.set_abort(on)
 
     # -- the tokenize threads
 
