@@ -38,15 +38,19 @@ class LogRing:
         self._lines: deque[tuple[int, str]] = deque(maxlen=_RING_LINES)
         self._partial: list[str] = []
         self._level = C.GGML_LOG_LEVEL_INFO
-        self.quiet = False  # while a decode is aborted on purpose, which libllama reports as errors; written by any thread
+        self._hushed: set[object] = set()  # who aborts a decode on purpose; changed by any thread, in one operation each
         self.callback = C.ggml_log_callback(self._on_line)  # kept: C holds it for the life of the process
+
+    def hush(self, who: object, on: bool) -> None:
+        """While a decode of `who` is aborted on purpose, what libllama reports as errors is not logged as such. Any thread."""
+        (self._hushed.add if on else self._hushed.discard)(who)
 
     def _on_line(self, level: int, text: bytes | None, _user_data: Any) -> None:
         """Never raises: the caller is C."""
         try:
             line = self._complete(level, (text or b"").decode("utf-8", "replace"))
             if line is not None:
-                level = logging.DEBUG if self.quiet else _LEVELS.get(line[0], logging.DEBUG)
+                level = logging.DEBUG if self._hushed else _LEVELS.get(line[0], logging.DEBUG)
                 log.log(level, "%s", line[1])
         except Exception:  # noqa: S110, BLE001 - it would be printed by ctypes and lost; a log line is not worth it
             pass

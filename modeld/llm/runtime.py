@@ -187,12 +187,12 @@ class LlamaRuntime:
             self._likelihoods.close()
         self._context.close()
         self._model.close()
-        self._backend.ring.quiet = False
+        self._backend.ring.hush(self, False)
 
     # -- any thread
 
     def set_abort(self, on: bool) -> None:
-        self._backend.ring.quiet = on
+        self._backend.ring.hush(self, on)
         self._context.set_abort(on)
 
     # -- the tokenize threads
