@@ -43,7 +43,11 @@ def settle_allocator() -> None:
 
 @contextmanager
 def large_blocks_mapped() -> Iterator[None]:
-    """Blocks of 1 MiB and more that are allocated meanwhile are mappings of their own. Switch thread, during a load."""
+    """Blocks of 1 MiB and more that are allocated meanwhile are mappings of their own.
+
+    By the switch thread during a load, and by who saves cells: should both do so at once, the first to end ends it for both,
+    and some blocks come from the heap.
+    """
     libc = _libc()
     if libc is not None:
         libc.mallopt(M_MMAP_THRESHOLD, _MAPPED_BYTES)
