@@ -207,6 +207,9 @@ class FakeRuntime:
         self.copies.append((source, target))
         self._copying.append((source, target))
 
+    def is_copying(self, slot: int) -> bool:
+        return any(slot in copy for copy in self._copying)
+
     def saved_bytes(self, slot: int) -> int:
         if not self.cells.get(slot) or any(slot == target for _, target in self._copying):
             return 0
@@ -221,7 +224,7 @@ class FakeRuntime:
         cells = array("i", bytes(state[len(STATE_MAGIC) :]))
         fits = len(cells) <= self.n_ctx_slot and state.startswith(STATE_MAGIC)
         self.cells.pop(slot, None)
-        if not fits or any(slot in copy for copy in self._copying):
+        if not fits or self.is_copying(slot):
             return False
         self.cells[slot] = list(cells)
         self.restored.append(slot)

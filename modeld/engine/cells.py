@@ -39,6 +39,8 @@ class Cells:
     def _restore(self, slot: int, found: Found) -> bool:
         """Whether the slot holds the beginning that was found. If not it may hold anything."""
         assert self._kept is not None
+        if self._runtime.is_copying(slot):  # rare: it gives what ended to another sequence that was placed just now
+            return False
         n_held = len(found.kept.tokens)
         if self._runtime.restore(slot, found.kept.state) and self._runtime.n_past(slot) == n_held:
             self._kept.use(found.kept)

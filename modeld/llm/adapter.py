@@ -154,10 +154,13 @@ class Runtime(Protocol):
     def copy(self, source: int, target: int) -> None:
         """Give `target` all that `source` holds; what `target` held is gone. Done with the next decode. Only where can_cut."""
 
+    def is_copying(self, slot: int) -> bool:
+        """Whether the slot has part in a copy that the next decode does: nothing can be restored into it before."""
+
     def restore(self, slot: int, state: bytearray) -> bool:
         """Give the slot what save() gave of a context with the same parameters; what it held is gone.
 
-        False: it was refused, or the slot has part in a copy that is not done yet; the slot is empty then.
+        False: it was refused, or the slot is_copying; it is empty then.
         """
 
     def n_past(self, slot: int) -> int:

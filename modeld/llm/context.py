@@ -219,6 +219,10 @@ class Context(Handle):
         self._lib.llama_memory_seq_cp(self._memory, source, target, -1, -1)
         self._copies.append((source, target))
 
+    def is_copying(self, slot: int) -> bool:
+        """Whether the next decode copies from or to the slot."""
+        return any(slot in copy for copy in self._copies)
+
     def saved_bytes(self, slot: int) -> int:
         """What save() takes. 0: the slot is empty, or has metadata alone, its cells being copied with the next decode."""
         if any(slot == target for _, target in self._copies) or not self.n_past(slot):
@@ -242,8 +246,9 @@ class Context(Handle):
     def restore(self, slot: int, state: bytearray) -> bool:
         """Give the slot what save() gave. False: refused (other types, more cells than fit, copies to come), and empty."""
         # set_data writes at once: a copy from the slot would take these cells, one to it would overwrite them.
-        is_copied = any(slot in copy for copy in self._copies)
-        if not is_copied and self._lib.llama_state_seq_set_data(self, _address(state), len(state), slot) == len(state):
+        if not self.is_copying(slot) and self._lib.llama_state_seq_set_data(self, _address(state), len(state), slot) == len(
+            state
+        ):
             return True
         self.forget(slot)
         return False

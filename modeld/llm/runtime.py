@@ -162,6 +162,9 @@ class LlamaRuntime:
     def copy(self, source: int, target: int) -> None:
         self._context.copy(source, target)
 
+    def is_copying(self, slot: int) -> bool:
+        return self._context.is_copying(slot)
+
     def restore(self, slot: int, state: bytearray) -> bool:
         return self._context.restore(slot, state)
 

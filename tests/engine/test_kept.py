@@ -293,6 +293,25 @@ def test_a_refused_restore_is_computed_again_and_dropped(switches: Switches, cap
     assert switches.store.n_bytes == 0
 
 
+def test_a_slot_that_gives_its_cells_away_first_is_not_restored_into(switches: Switches) -> None:
+    """Both come together: the first takes what slot 0 holds, and the second is given slot 0, all others being busy."""
+    collect(switches.open().submit(request(TEXT)))
+    switches.close()
+    runner, runtime = switches.open(), switches.runtime
+    other = "a" * 60
+    collect(runner.submit(request(other, max_tokens=1)))
+    runtime.gate.shut()
+    n_before = runtime.gate.n_arrived
+    running = [runner.submit(request(start * 30, max_tokens=50)) for start in "cd"]
+    runtime.gate.wait_arrived(n_before + 1)
+    first, second = runner.submit(request(other[:20] + "?")), runner.submit(request(TEXT))
+    runtime.gate.open()
+    ends = [collect(stream)[1] for stream in (first, second, *running)]
+    assert [end.usage.cached_tokens for end in ends if isinstance(end, Finished)][:2] == [20, 0]
+    assert runtime.restored == []
+    assert kept(switches.store.of(SPEC.id), array("i", list(TEXT.encode()))) == len(TEXT), "for the next one"
+
+
 def test_a_memory_that_cannot_be_cut_keeps_nothing_and_is_given_nothing(switches: Switches) -> None:
     collect(switches.open().submit(request(TEXT)))
     switches.close()

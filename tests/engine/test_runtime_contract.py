@@ -153,6 +153,7 @@ def test_a_copy_is_not_there_before_the_next_decode(runtime: Runtime) -> None:
     runtime.decode([Span(1, 0, PROMPT[:-1], True)])
     state = runtime.save(1)
     runtime.copy(1, 2)
+    assert [runtime.is_copying(slot) for slot in range(4)] == [False, True, True, False]
     assert runtime.saved_bytes(2) == 0
     assert runtime.save(1) == state
     assert not runtime.restore(2, state), "the copy would overwrite it"
@@ -162,6 +163,7 @@ def test_a_copy_is_not_there_before_the_next_decode(runtime: Runtime) -> None:
     runtime.decode([Span(1, 0, PROMPT[:-1], True)])
     runtime.copy(1, 2)
     runtime.decode([Span(0, 1, [65], True)])
+    assert not any(runtime.is_copying(slot) for slot in range(4))
     assert runtime.saved_bytes(2) == len(state)
     assert greedy(runtime, 2) == greedy(runtime, 1)
     assert runtime.restore(2, state)
