@@ -143,6 +143,7 @@ def _cells_key(spec: ModelSpec) -> tuple[object, ...]:
     """All that a sequence's cells depend on: the file, and how the context holds them."""
     return (
         inspect(spec).identity,
+        spec.n_parallel,  # libllama writes the number of streams into the state
         spec.cache_type_k,
         spec.cache_type_v,
         spec.flash_attn,
