@@ -142,11 +142,13 @@ class Daemon:
 
     # -- a client
 
-    def request(self, method: str, path: str, body: object = None) -> tuple[int, dict[str, str], Any]:
+    def request(
+        self, method: str, path: str, body: object = None, fields: Mapping[str, str] | None = None
+    ) -> tuple[int, dict[str, str], Any]:
         """Status, headers in lower case, JSON."""
         connection = http.client.HTTPConnection(self.host, self.port, timeout=DEADLINE_S)
         try:
-            headers = {} if body is None else {"Content-Type": "application/json"}
+            headers = {**({} if body is None else {"Content-Type": "application/json"}), **(fields or {})}
             connection.request(method, path, None if body is None else json.dumps(body), headers)
             response = connection.getresponse()
             data = response.read()
@@ -163,10 +165,24 @@ class Daemon:
         assert status == 200, body
         return body
 
-    def switch(self, model_id: str) -> str:
-        status, _, body = self.request("POST", "/switch", {"model_id": model_id})
+    def switch(self, model_id: str, **options: object) -> str:
+        status, _, body = self.request("POST", "/switch", {"model_id": model_id, **options})
         assert status == 202, body
         return str(body["op_id"])
+
+    def switched(self, model_id: str, **options: object) -> dict[str, Any]:
+        """The record of a switch that has ended, or {"error"} of one that was refused."""
+        return dict(self.request("POST", f"/switch?wait={DEADLINE_S:.0f}", {"model_id": model_id, **options})[2])
+
+    def unloaded(self, **options: object) -> dict[str, Any]:
+        """The record of an unload that has ended."""
+        return dict(self.request("POST", f"/unload?wait={DEADLINE_S:.0f}", options)[2])
+
+    def complete(self, prompt: str = "One day", **parameters: object) -> dict[str, Any]:
+        """The answer to a greedy completion; fails on anything but 200."""
+        status, _, body = self.request("POST", "/v1/completions", {"prompt": prompt, "temperature": 0, **parameters})
+        assert status == 200, body
+        return dict(body)
 
     def wait_op(self, op_id: str) -> dict[str, Any]:
         """The op, once it has ended; read from /events, whose snapshot says if it ended before."""
