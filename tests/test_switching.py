@@ -723,6 +723,60 @@ def test_a_start_loads_what_answered_last(bench: Make, tmp_path: Path) -> None:
     assert again.manager.ops()[0].reason is OpReason.START
 
 
+def test_what_answers_is_remembered_before_anybody_can_see_it(bench: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    b = bench()
+    life, seen = b.manager._life, []
+
+    def spied(name: str) -> None:
+        real = getattr(life, name)
+
+        def spy(*args: object, **named: object) -> object:
+            seen.append((name, b.memory.remembered.wanted, b.memory.remembered.trying))
+            return real(*args, **named)
+
+        monkeypatch.setattr(life, name, spy)
+
+    for name in ("loaded", "restored", "emptied"):
+        spied(name)
+    b.load("a")
+    op, _ = b.manager.switch("b")
+    b.fail("b")
+    b.load("a")
+    assert b.follower.ended(op).name == "model_error"
+    b.follower.ended(b.manager.unload()[0])
+    assert seen == [("loaded", "a", None), ("restored", "a", None), ("emptied", None, None)]
+
+
+def test_a_load_that_is_cancelled_when_it_is_done_is_not_remembered(bench: Make) -> None:
+    b = bench()
+    b.load("a")
+    op, _ = b.manager.switch("b", OVERLAP)
+    load = b.factory.next_load()
+    b.manager.cancel(op.op_id)
+    load.finish()
+    assert b.follower.ended(op).data["code"] == "op_cancelled"
+    assert (b.memory.remembered.wanted, b.memory.remembered.trying) == ("a", None)
+
+
+def tried(b: Bench) -> str | None:
+    trying = b.memory.remembered.trying
+    return trying.model_id if trying is not None else None
+
+
+def test_a_process_that_ends_in_a_drain_has_not_tried_the_next_model(bench: Make) -> None:
+    b = bench()
+    old = b.load("a")
+    b.manager.generate(REQUEST)
+    op, _ = b.manager.switch("b", DRAIN)
+    b.wait_at(op, "drain")
+    assert tried(b) is None
+    old.finish()
+    load = b.factory.next_load()
+    assert tried(b) == "b"
+    load.finish()
+    assert b.follower.ended(op).name == "model_ready"
+
+
 def test_a_waiter_gets_the_op_when_it_ends_and_sooner_when_nobody_waits(bench: Make) -> None:
     b = bench()
     b.load("a")

@@ -112,6 +112,10 @@ class StateFile:
         """The load failed or was cancelled."""
         self._change(self.remembered.after_ended())
 
+    def back_to(self, before: Remembered) -> None:
+        """What was told since then did not come about."""
+        self._change(before)
+
     def lift(self, model_id: str) -> None:
         """Crashes and quarantine of that model are forgotten."""
         self._change(self.remembered.after_lift(model_id))

@@ -129,10 +129,10 @@ class Switcher:
 
         tenant = Tenant(spec, facts.identity)
         progress = Progress(partial(self._emit_step, op, facts), order)
-        self._memory.trying(spec.id, facts.identity)
         freeing = Freeing(None, self._host.resident_bytes) if strategy is Strategy.OVERLAP else self._clear(op, progress)
         try:
             self._raise_if_ending()
+            self._memory.trying(spec.id, facts.identity)  # not before: a process that ends in a long drain has not tried it
             progress.report(Step.MMAP, 0)
             tenant.runner = self._load(tenant, progress.report, freeing)
         finally:
@@ -140,12 +140,11 @@ class Switcher:
         replaced, self._held = self._held, tenant
         progress.finish()
         try:
-            op = self._life.loaded(tenant, retire_s=op.options.drain_timeout_s)
+            op = self._remembering(tenant, lambda: self._life.loaded(tenant, retire_s=op.options.drain_timeout_s))
         except ModeldError:
             self._held = replaced
             self._close_runner(tenant, EngineFailed(f"loading {spec.id!r} did not succeed")).wait()
             raise
-        self._memory.loaded(spec.id, facts.identity, str(spec.path))
         self._cooldowns.succeeded(spec.id)
         return op
 
@@ -162,6 +161,17 @@ class Switcher:
         )
         if tried:
             self._memory.vouch(str(spec.path), facts.identity)
+
+    def _remembering(self, tenant: Tenant, answer: Callable[[], SwitchOp]) -> SwitchOp:
+        """Let the tenant answer. The next start knows of it before anybody here can: who saw it and finds the process killed
+        finds it again. What `answer` raises undoes that."""
+        before = self._memory.remembered
+        self._memory.loaded(tenant.spec.id, tenant.identity, str(tenant.spec.path))
+        try:
+            return answer()
+        except Exception:
+            self._memory.back_to(before)
+            raise
 
     def _strategy(
         self, op: SwitchOp, spec: ModelSpec, facts: FileFacts, leaving: ModelSpec | None
@@ -182,11 +192,9 @@ class Switcher:
         self._publish("model_switch_started", op, steps=[Step.UNLOAD.value] if held is not None else [])
         progress = Progress(partial(self._emit_step, op, FileFacts()), (Step.UNLOAD,))
         self._clear(op, progress).wait()
+        if op.reason is not OpReason.IDLE:  # after which the next start loads what this one did
+            self._memory.unloaded()  # before anybody can see it
         op = self._life.emptied(NO_MODEL)
-        if op.reason is OpReason.IDLE:
-            self._memory.ended()  # the next start loads what this one did
-        else:
-            self._memory.unloaded()
         self._publish("model_unloaded", op, model_id=held.spec.id if held is not None else None)
         self._memory.sync()
         return op
@@ -417,7 +425,7 @@ class Switcher:
             tenant.runner = self._load(tenant, emit, Freeing(None, self._host.resident_bytes), until_stop=True)
             self._held = tenant
             self._emit_phase(op, Phase.ROLLBACK, 100, 0, 0, to=fallback.id)
-            ended = self._life.restored(tenant, state, failure, was_loaded=True)
+            ended = self._remembering(tenant, lambda: self._life.restored(tenant, state, failure, was_loaded=True))
         except Exception as error:  # noqa: BLE001 - logged, and part of the op's error
             log.error("the model before did not come back: %s", error, extra={**_fields(op), "to": fallback.id})
             self._memory.ended()
@@ -425,7 +433,6 @@ class Switcher:
                 self._close_held(op).wait()
             both = f"{failure.message}; and the model before, {fallback.id!r}, did not come back: {error}"
             return self._life.failed(state, OpError(failure.code, both, failure.model_id, failure.op_id))
-        self._memory.loaded(fallback.id, known.identity, str(fallback.path))
         log.info("rolled back", extra={**_fields(op), "to": fallback.id})
         return ended
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from modeld.manager.runner import Runner
 from modeld.types import ModelSpec
 
-Identity = tuple[int, ...]
+Identity = tuple[int, int, int, int]
 
 
 @dataclass(eq=False, slots=True)
