@@ -65,6 +65,8 @@ def test_the_groups_of_architectures_are_those_of_the_source() -> None:
         assert table.search(source[arch]), arch
     for arch in architectures.WHOLE_ROPE:
         assert re.search(r"GGML_ASSERT\(n_embd_head\s*== n_rot\)", source[arch]), arch
+    for arch in architectures.ROTATED:
+        assert re.search(r"ggml_rope_(ext|multi)\(", source[arch]), arch
     for arch in architectures.LEARNED_POSITIONS:
         assert re.search(r"LLM_TENSOR_POS_EMBD,\s*\"weight\"\), \{n_embd, n_ctx_train\}", source[arch]), arch
     for arch, (period, dense_first) in {**architectures.ALWAYS_SLIDING, **architectures.MAY_SLIDE}.items():
@@ -160,6 +162,13 @@ def test_what_would_end_the_process_is_refused(tmp_path: Path, make: Callable[[]
     assert refusal is not None
     assert words in refusal
     assert outcomes([path])[path].end in ("died", "refused")
+
+
+@pytest.mark.parametrize("key", ["rope.dimension_count", "rope.dimension_count_swa"])
+def test_a_rotation_of_nothing_is_refused(tmp_path: Path, key: str) -> None:
+    """libllama would load it, and its first decode would never end."""
+    refusal = problem(tmp_path / "model.gguf", tiny_models.gemma2().set(f"gemma2.{key}", u32(0)))
+    assert refusal == f"gemma2.{key} is 0; expected an even number up to the 8 of a head"
 
 
 # -- learned positions ------------------------------------------------------------------------------------------------

@@ -32,7 +32,10 @@ class Outcome:
 
 
 def outcomes(paths: Sequence[Path]) -> dict[Path, Outcome]:
-    """Try each file; a new process goes on behind one that ended the last. Raises subprocess.TimeoutExpired."""
+    """Try each file; a new process goes on behind one that ended the last.
+
+    Raises subprocess.TimeoutExpired where one hangs.
+    """
     found: dict[Path, Outcome] = {}
     todo = list(paths)
     while todo:

@@ -19,6 +19,11 @@ WHOLE_ROPE = frozenset(
     "arcee arctic baichuan dbrx dream ernie4_5 exaone falcon granite internlm2 llama mistral3 olmo olmo2 olmoe orion qwen2 "
     "qwen2moe qwen2vl qwen3 qwen3moe seed_oss smollm3 starcoder2 xverse".split()
 )
+# Graphs that rotate a part of each head: an even number, and none at all makes ggml_rope run without end.
+ROTATED = WHOLE_ROPE | frozenset(
+    "bitnet chatglm codeshell cohere2 command-r deepseek2 gemma gemma2 gemma3 gemma3n glm4 glm4moe gpt-oss gptneox llama4 "
+    "minicpm3 nemotron phi2 phi3 plamo stablelm".split()
+)
 # Other graphs that are nothing without heads: some divide by their number.
 HEADED = ALIKE_HEADS | frozenset(
     "codeshell cohere2 deepseek2 gemma gemma2 gemma3 gemma3n glm4moe gpt-oss granitemoe llama4 minicpm minicpm3 nemotron phi3 "

@@ -19,6 +19,7 @@ from modeld.llm.architectures import (
     MAY_SLIDE,
     MUST_BE_GIVEN,
     NEVER_ZERO,
+    ROTATED,
     WHOLE_ROPE,
     sliding_layers,
 )
@@ -30,16 +31,14 @@ MAX_EXPERTS = 1024  # LLAMA_MAX_EXPERTS
 MAX_CONTEXT = (1 << 31) - 1  # llama_model_n_ctx_train gives an int32
 POOLINGS = (0, 1, 2, 3, 4, 0xFFFFFFFF)  # enum llama_pooling_type; the last is LLAMA_POOLING_TYPE_UNSPECIFIED, -1
 ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")  # LLAMA_ROPE_SCALING_TYPES
-ROPE_TABLES = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 
-# What ggml's mul, add and rope take on the CPU; half precision is left to the probe: a device may do what the CPU does not.
-_ADDED = re.compile(r"(norm(_\d+)?\.weight|\.bias)$")
+# What ggml's kernels take. Half precision in what is added is left to the probe: a device may do what the CPU does not.
+_ADDED = re.compile(r"(norm(_\d+)?\.weight|\.bias|ssm_d|^token_types\.weight)$")
 _FLOATS = ("F32", "F16", "BF16")
-# Weights of matrix products. No list of all names: some tables of experts hold whole numbers, and rightly.
-_MULTIPLIED = re.compile(
-    r"^(token_embd|output|blk\.\d+\.(attn_(q|k|v|qkv|output)|ffn_(up|down|gate)(_exps|_shexp)?|ffn_gate_inp))\.weight$"
-)
-_NEVER_MULTIPLIED = ("I8", "I16", "I32", "I64", "F64", "Q8_1", "Q8_K")
+_FLOAT32_ONLY = re.compile(r"(rope_(freqs|factors_long|factors_short)|ssm_conv1d)\.weight$|ssm_a$")
+# Weights of matrix products, and tables of rows. No list of all names, since some hold whole numbers, and rightly.
+_COMPUTED = re.compile(r"^(token_embd|position_embd|output|blk\.\d+\.(attn|ffn|ssm)_(?!gate_tid2eid)\w+)\.weight$")
+_NEVER_COMPUTED = ("I8", "I16", "I32", "I64", "F64", "Q8_1", "Q8_K")
 
 
 def problem_of(head: Head, tensors: Mapping[str, Tensor]) -> str | None:
@@ -156,25 +155,35 @@ def _check_heads(head: Head, arch: str, n_layers: int, n_embd: int) -> None:
         return
     if heads is None or kv_heads is None or not heads[0]:
         raise BadGguf(f"{arch}.attention.head_count is {heads[0] if heads else 'missing'}; expected 1 or more")
-    if arch not in ALIKE_HEADS:
-        return
-    if key_length is None and n_embd % heads[0]:
+    if arch in ALIKE_HEADS and key_length is None and n_embd % heads[0]:
         raise BadGguf(f"{arch}.embedding_length is {n_embd}, no multiple of the {heads[0]} heads")
     length = n_embd // heads[0]
     key_length = length if key_length is None else key_length
     value_length = length if value_length is None else value_length
+    if arch in ROTATED:
+        _check_rotation(head, arch, key_length)
+    if arch not in ALIKE_HEADS:
+        return
     if not key_length or key_length != value_length:
         raise BadGguf(f"{arch}: keys have {key_length} numbers a head, values {value_length}; expected the same of both")
     for layer, (n, n_kv) in enumerate(zip(heads, kv_heads, strict=True)):
         if n and (not n_kv or n % n_kv):  # a layer without heads of its own has been seen in pruned models
             raise BadGguf(f"{arch}: layer {layer} has {n} heads and {n_kv} KV heads; expected a multiple of it")
-    n_rot = uint32(head, f"{arch}.rope.dimension_count")
-    if n_rot is None:
-        return
-    if arch in WHOLE_ROPE and n_rot != key_length:
-        raise BadGguf(f"{arch}.rope.dimension_count is {n_rot}; a head has {key_length} numbers, and all are rotated")
-    if n_rot % 2 or n_rot > key_length:
-        raise BadGguf(f"{arch}.rope.dimension_count is {n_rot}; expected an even number up to the {key_length} of a head")
+
+
+def _check_rotation(head: Head, arch: str, key_length: int) -> None:
+    """ggml_compute_forward_rope asserts that it is even and no more than there is."""
+    for window in ("", "_swa"):
+        key = f"{arch}.rope.dimension_count{window}"
+        n_rot = uint32(head, key)
+        if n_rot is None:
+            continue
+        length = uint32(head, f"{arch}.attention.key_length{window}")
+        length = key_length if length is None else length
+        if arch in WHOLE_ROPE and not window and n_rot != length:
+            raise BadGguf(f"{key} is {n_rot}; a head has {length} numbers, and all are rotated")
+        if not n_rot or n_rot % 2 or n_rot > length:
+            raise BadGguf(f"{key} is {n_rot}; expected an even number up to the {length} of a head")
 
 
 def _check_rope(head: Head, arch: str) -> None:
@@ -231,12 +240,12 @@ def _check_norms(head: Head, arch: str) -> None:
 
 def _check_types(tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
-        if name.endswith(ROPE_TABLES):
+        if _FLOAT32_ONLY.search(name):
             _refuse_type(name, tensor, ("F32",))
         elif _ADDED.search(name):
             _refuse_type(name, tensor, _FLOATS)
-        elif tensor.type_name in _NEVER_MULTIPLIED and _MULTIPLIED.match(name):
-            raise BadGguf(f"tensor {name!r} is of type {tensor.type_name}, which no matrix product takes")
+        elif tensor.type_name in _NEVER_COMPUTED and _COMPUTED.match(name):
+            raise BadGguf(f"tensor {name!r} is of type {tensor.type_name}, which nothing computes with")
 
 
 def _refuse_type(name: str, tensor: Tensor, wanted: Iterable[str]) -> None:

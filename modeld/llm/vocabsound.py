@@ -7,12 +7,13 @@ from modeld.llm.ggufvalues import BOOL, FLOAT32, INT32, KIND_NAMES, STRING, TOKE
 MODEL_KEY, PRE_KEY, MERGES_KEY = "tokenizer.ggml.model", "tokenizer.ggml.pre", "tokenizer.ggml.merges"
 SCORES_KEY = "tokenizer.ggml.scores"
 
-# By tokenizer.ggml.model: the ids of BOS and EOS where the file gives none (-1: there is none), and whether BOS is put
-# before a text where the file does not say.
+# By tokenizer.ggml.model: the ids of BOS and EOS where the file gives none (-1: there is none), and whether BOS and EOS are
+# put around a text where the file does not say.
 _DEFAULTS = {
-    "llama": (1, 2, True), "bert": (101, -1, False), "gpt2": (11, 11, False), "hybriddna": (11, 11, False),
-    "whitespace": (11, 11, False), "t5": (-1, 1, False), "gemma4": (-1, -1, True), "plamo2": (1, 2, False),
+    "llama": (1, 2, True, False), "gpt2": (11, 11, False, False), "hybriddna": (11, 11, False, False),
+    "whitespace": (11, 11, False, False), "t5": (-1, 1, False, True), "gemma4": (-1, -1, True, False),
 }  # fmt: skip
+_BERT_DEFAULTS = {"bos": 101, "seperator": 102}  # sic; both are put around every text, whatever the file says
 
 
 def n_tokens_of(head: Head) -> int | None:
@@ -44,23 +45,30 @@ def check_vocabulary(head: Head) -> None:
     n_merges = _array(head, MERGES_KEY, (STRING,))
     if n_merges is None and model in ("gpt2", "gemma4", "hybriddna", "whitespace") and _text(head, PRE_KEY) != "kimi-k2":
         raise BadGguf(f"{MERGES_KEY} is missing; a vocabulary of the kind {model!r} needs them")
-    if model in _DEFAULTS:
+    if model == "bert":
+        for name, default in _BERT_DEFAULTS.items():
+            _check_end(head, name, default, n)
+    elif model in _DEFAULTS:
         _check_ends(head, model, n)
 
 
 def _check_ends(head: Head, model: str, n_tokens: int) -> None:
     """Whoever puts BOS or EOS around a text asserts that there is one (llama_vocab::impl::tokenize)."""
-    bos, eos, adds_bos = _DEFAULTS[model]
-    for name, default, adds in (("bos", bos, adds_bos), ("eos", eos, False)):
-        adds = adds if model == "gemma4" and name == "bos" else _flag(head, f"tokenizer.ggml.add_{name}_token", adds)
-        key = f"tokenizer.ggml.{name}_token_id"
-        given = _id(head, key)
-        there = default if given is None or given >= n_tokens else given
-        if adds and not 0 <= there < n_tokens:
-            raise BadGguf(
-                f"{key} is {'missing' if given is None else given}: {name.upper()} is to be put around texts, and is none of the "
-                f"{n_tokens} tokens"
-            )
+    bos, eos, adds_bos, adds_eos = _DEFAULTS[model]
+    told_bos = _flag(head, "tokenizer.ggml.add_bos_token", adds_bos)
+    if told_bos or model == "gemma4":  # which overrides what the file says
+        _check_end(head, "bos", bos, n_tokens)
+    if _flag(head, "tokenizer.ggml.add_eos_token", adds_eos):
+        _check_end(head, "eos", eos, n_tokens)
+
+
+def _check_end(head: Head, name: str, default: int, n_tokens: int) -> None:
+    key = f"tokenizer.ggml.{name}_token_id"
+    given = _id(head, key)
+    token = default if given is None or given >= n_tokens else given  # libllama takes its default for a bad one
+    if not 0 <= token < n_tokens:
+        said = "missing" if given is None else given
+        raise BadGguf(f"{key} is {said}: it is to be put around texts, and is none of the {n_tokens} tokens")
 
 
 def _flag(head: Head, key: str, default: bool) -> bool:
