@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from modeld.llm.gguf import inspect
-from tests.gguf_bytes import parse
+from tests import tiny_models
+from tests.gguf_bytes import File, parse
 from tests.hostile import Hostile
 from tests.hostile_gguf import DEMO, all_hostile, shard_name, shards
+from tests.mutations import mutations
+from tests.tiny_bert import make as make_bert
 from tests.try_models import ROOT, Outcome, outcomes, spec_of
 
 pytestmark = pytest.mark.skipif(not (ROOT / "build" / "libllama.so").is_file(), reason="libllama is not built (make build)")
@@ -81,6 +85,36 @@ def test_what_is_refused_would_not_have_run(written: dict[Path, Hostile]) -> Non
     assert ran == STRICTER
     died = [path for path, outcome in tried.items() if outcome.end == "died"]
     assert len(died) > 50  # deaths of the daemon that reading the head prevents
+
+
+HALF_PRECISION = re.compile(r"(norm\.weight|\.bias|ssm_d|token_types\.weight)-(F16|BF16)$")
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("arch", ["llama", "gpt2", "gemma2", "mamba2", "qwen2moe", "bert"])
+def test_any_number_of_a_model_may_be_another(tmp_path: Path, arch: str) -> None:
+    """Of some 600 changes of one number each, only norms and biases in half precision end the process unseen."""
+    passed: dict[Path, str] = {}
+    for index, (name, file) in enumerate(mutations(sound_model(arch, tmp_path), arch)):
+        path = tmp_path / f"{index}.gguf"
+        path.write_bytes(file.bytes())
+        if inspect(spec_of(path)).problem is None:
+            passed[path] = name
+        else:
+            path.unlink()
+    assert len(passed) > 200
+    tried = outcomes(list(passed))
+    died = {passed[path]: outcome.reason for path, outcome in tried.items() if outcome.end == "died"}
+    assert {name: reason for name, reason in died.items() if not HALF_PRECISION.search(name)} == {}
+
+
+def sound_model(arch: str, tmp_path: Path) -> File:
+    if arch == "llama":
+        return parse(DEMO.read_bytes())
+    if arch == "bert":
+        return parse(make_bert(tmp_path / "bert").path.read_bytes())
+    made: File = getattr(tiny_models, arch)()
+    return made
 
 
 def test_the_demo_model_itself_runs_whole_and_in_shards(tmp_path: Path) -> None:

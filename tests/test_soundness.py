@@ -63,6 +63,8 @@ def test_the_groups_of_architectures_are_those_of_the_source() -> None:
     for arch in architectures.ALIKE_HEADS:
         assert alike.search(source[arch]), arch
         assert table.search(source[arch]), arch
+    for arch in architectures.EQUAL_LENGTHS:
+        assert alike.search(source[arch]), arch
     for arch in architectures.WHOLE_ROPE:
         assert re.search(r"GGML_ASSERT\(n_embd_head\s*== n_rot\)", source[arch]), arch
     for arch in architectures.ROTATED:
@@ -72,6 +74,7 @@ def test_the_groups_of_architectures_are_those_of_the_source() -> None:
     for arch, (period, dense_first) in {**architectures.ALWAYS_SLIDING, **architectures.MAY_SLIDE}.items():
         assert f"load_swa_pattern(ml, {period}{', true' if dense_first else ''})" in source[arch], arch
     assert architectures.WHOLE_ROPE <= architectures.ALIKE_HEADS <= architectures.HEADED <= source.keys()
+    assert architectures.NEEDS_RECURRENT <= architectures.HYBRID_BY_HEADS <= source.keys()
 
 
 @with_source

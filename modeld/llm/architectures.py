@@ -14,6 +14,11 @@ ALIKE_HEADS = frozenset(
     "internlm2 llama mistral3 mpt olmo olmo2 olmoe orion phi2 qwen2 qwen2moe qwen2vl qwen3 qwen3moe refact seed_oss smollm3 "
     "stablelm starcoder starcoder2 xverse".split()
 )
+# Other graphs with the same assert, of which the table may be otherwise.
+EQUAL_LENGTHS = ALIKE_HEADS | frozenset(
+    "apertus codeshell cohere2 cohere2moe deepseek dots1 ernie4_5-moe glm4moe grok grovemoe hunyuan-moe hunyuan_vl llada-moe "
+    "llama4 nemotron openelm pangu-embedded plamo qwen3vl qwen3vlmoe rnd1 smallthinker".split()
+)
 # ... and that all of a head is rotated.
 WHOLE_ROPE = frozenset(
     "arcee arctic baichuan dbrx dream ernie4_5 exaone falcon granite internlm2 llama mistral3 olmo olmo2 olmoe orion qwen2 "
@@ -25,10 +30,7 @@ ROTATED = WHOLE_ROPE | frozenset(
     "minicpm3 nemotron phi2 phi3 plamo stablelm".split()
 )
 # Other graphs that are nothing without heads: some divide by their number.
-HEADED = ALIKE_HEADS | frozenset(
-    "codeshell cohere2 deepseek2 gemma gemma2 gemma3 gemma3n glm4moe gpt-oss granitemoe llama4 minicpm minicpm3 nemotron phi3 "
-    "phimoe plamo".split()
-)
+HEADED = EQUAL_LENGTHS | ROTATED | frozenset("granitemoe minicpm phimoe".split())
 # Numbers by which libllama divides, or which it asserts to be more than 0. Of those that may be absent, the default is.
 NEVER_ZERO: Mapping[str, tuple[str, ...]] = {
     "bailingmoe2": ("expert_count",), "glm4moe": ("expert_count",), "ernie4_5-moe": ("interleave_moe_layer_step",),
@@ -57,6 +59,8 @@ RECURRENT = frozenset("mamba mamba2 rwkv6 rwkv6qwen2 rwkv7 arwkv7".split())  # l
 HYBRID_BY_HEADS = frozenset(
     "jamba plamo2 granitehybrid lfm2 lfm2moe nemotron_h nemotron_h_moe kimi-linear kimi-k3 bailingmoe3 glm5-next".split()
 )
+# Of those, where a model without a recurrent layer asserts in its first decode: the input of their states has no buffer.
+NEEDS_RECURRENT = frozenset(("jamba", "granitehybrid", "plamo2"))
 HYBRID_BY_INTERVAL = frozenset("qwen3next qwen35 qwen35moe qwen4exp".split())  # full_attention_interval, 4 when absent
 HYBRID_WHOLLY = frozenset(("falcon-h1",))  # each layer is both
 OTHER_MEMORY = frozenset(  # whose cache is made of more than keys and values (llama_model::create_memory), or of less

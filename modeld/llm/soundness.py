@@ -15,9 +15,11 @@ from collections.abc import Iterable, Mapping
 from modeld.llm.architectures import (
     ALIKE_HEADS,
     ALWAYS_SLIDING,
+    EQUAL_LENGTHS,
     HEADED,
     MAY_SLIDE,
     MUST_BE_GIVEN,
+    NEEDS_RECURRENT,
     NEVER_ZERO,
     ROTATED,
     WHOLE_ROPE,
@@ -151,6 +153,8 @@ def _check_heads(head: Head, arch: str, n_layers: int, n_embd: int) -> None:
     kv_heads = per_layer(head, f"{arch}.attention.head_count_kv", n_layers) or heads
     key_length = uint32(head, f"{arch}.attention.key_length")
     value_length = uint32(head, f"{arch}.attention.value_length")
+    if arch in NEEDS_RECURRENT and kv_heads is not None and 0 not in kv_heads:
+        raise BadGguf(f"{arch}.attention.head_count_kv has no layer of 0 heads, so none is recurrent; at least one has to be")
     if arch not in HEADED:
         return
     if heads is None or kv_heads is None or not heads[0]:
@@ -162,13 +166,22 @@ def _check_heads(head: Head, arch: str, n_layers: int, n_embd: int) -> None:
     value_length = length if value_length is None else value_length
     if arch in ROTATED:
         _check_rotation(head, arch, key_length)
-    if arch not in ALIKE_HEADS:
+    if arch in EQUAL_LENGTHS:
+        _check_lengths(head, arch, key_length, value_length)
+        for layer, (n, n_kv) in enumerate(zip(heads, kv_heads, strict=True)):
+            if n and (not n_kv or n % n_kv):  # a layer without heads of its own has been seen in pruned models
+                raise BadGguf(f"{arch}: layer {layer} has {n} heads and {n_kv} KV heads; expected a multiple of it")
+
+
+def _check_lengths(head: Head, arch: str, n_keys: int, n_values: int) -> None:
+    if not n_keys or n_keys != n_values:
+        raise BadGguf(f"{arch}: keys have {n_keys} numbers a head, values {n_values}; expected the same of both")
+    if arch not in ALWAYS_SLIDING and arch not in MAY_SLIDE:
         return
-    if not key_length or key_length != value_length:
-        raise BadGguf(f"{arch}: keys have {key_length} numbers a head, values {value_length}; expected the same of both")
-    for layer, (n, n_kv) in enumerate(zip(heads, kv_heads, strict=True)):
-        if n and (not n_kv or n % n_kv):  # a layer without heads of its own has been seen in pruned models
-            raise BadGguf(f"{arch}: layer {layer} has {n} heads and {n_kv} KV heads; expected a multiple of it")
+    n_slid = [uint32(head, f"{arch}.attention.{what}_length_swa") for what in ("key", "value")]
+    n_keys, n_values = (n_keys if n is None else n for n in n_slid)
+    if not n_keys or n_keys != n_values:
+        raise BadGguf(f"{arch}: sliding keys have {n_keys} numbers a head, sliding values {n_values}; expected the same of both")
 
 
 def _check_rotation(head: Head, arch: str, key_length: int) -> None:
@@ -255,6 +268,11 @@ def _refuse_type(name: str, tensor: Tensor, wanted: Iterable[str]) -> None:
 
 def _check_embeddings(head: Head, tensors: Mapping[str, Tensor], n_embd: int) -> None:
     """llama_model_loader::check_tensor_dims would say so, too, but only when the model before it is gone."""
+    n_out = uint32(head, f"{head.architecture}.embedding_length_out") or 0
+    if n_out > n_embd and not any(name.startswith("dense_") for name in tensors):
+        raise BadGguf(
+            f"{head.architecture}.embedding_length_out is {n_out}; without a tensor dense_* vectors have {n_embd} numbers"
+        )
     table = tensors.get("token_embd.weight")
     if table is None:
         raise BadGguf("the tensor 'token_embd.weight' is missing")
