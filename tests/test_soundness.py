@@ -67,13 +67,15 @@ def test_the_groups_of_architectures_are_those_of_the_source() -> None:
         assert alike.search(source[arch]), arch
     for arch in architectures.WHOLE_ROPE:
         assert re.search(r"GGML_ASSERT\(n_embd_head\s*== n_rot\)", source[arch]), arch
+    for arch in architectures.ROTATED_BY_SECTIONS:
+        assert "ggml_rope_multi(" in source[arch], arch
     for arch in architectures.ROTATED:
         assert re.search(r"ggml_rope_(ext|multi)\(", source[arch]), arch
     for arch in architectures.LEARNED_POSITIONS:
         assert re.search(r"LLM_TENSOR_POS_EMBD,\s*\"weight\"\), \{n_embd, n_ctx_train\}", source[arch]), arch
     for arch, (period, dense_first) in {**architectures.ALWAYS_SLIDING, **architectures.MAY_SLIDE}.items():
         assert f"load_swa_pattern(ml, {period}{', true' if dense_first else ''})" in source[arch], arch
-    assert architectures.WHOLE_ROPE <= architectures.ALIKE_HEADS <= architectures.HEADED <= source.keys()
+    assert architectures.WHOLE_ROPE <= architectures.EQUAL_LENGTHS <= architectures.HEADED <= source.keys()
     assert architectures.NEEDS_RECURRENT <= architectures.HYBRID_BY_HEADS <= source.keys()
 
 

@@ -22,13 +22,15 @@ EQUAL_LENGTHS = ALIKE_HEADS | frozenset(
 # ... and that all of a head is rotated.
 WHOLE_ROPE = frozenset(
     "arcee arctic baichuan dbrx dream ernie4_5 exaone falcon granite internlm2 llama mistral3 olmo olmo2 olmoe orion qwen2 "
-    "qwen2moe qwen2vl qwen3 qwen3moe seed_oss smollm3 starcoder2 xverse".split()
+    "qwen2moe qwen2vl qwen3 qwen3moe seed_oss smollm3 starcoder2 xverse "
+    "dots1 ernie4_5-moe grok grovemoe hunyuan-moe llada-moe llama4 pangu-embedded qwen3vl qwen3vlmoe smallthinker".split()
 )
 # Graphs that rotate a part of each head: an even number, and none at all makes ggml_rope run without end.
 ROTATED = WHOLE_ROPE | frozenset(
     "bitnet chatglm codeshell cohere2 command-r deepseek2 gemma gemma2 gemma3 gemma3n glm4 glm4moe gpt-oss gptneox llama4 "
     "minicpm3 nemotron phi2 phi3 plamo stablelm".split()
 )
+ROTATED_BY_SECTIONS = frozenset(("qwen2vl", "qwen3vl", "qwen3vlmoe"))  # always; others where their sections are not 0
 # Other graphs that are nothing without heads: some divide by their number.
 HEADED = EQUAL_LENGTHS | ROTATED | frozenset("granitemoe minicpm phimoe".split())
 # Numbers by which libllama divides, or which it asserts to be more than 0. Of those that may be absent, the default is.

@@ -22,6 +22,7 @@ from modeld.llm.architectures import (
     NEEDS_RECURRENT,
     NEVER_ZERO,
     ROTATED,
+    ROTATED_BY_SECTIONS,
     WHOLE_ROPE,
     sliding_layers,
 )
@@ -193,7 +194,7 @@ def _check_rotation(head: Head, arch: str, key_length: int) -> None:
             continue
         length = uint32(head, f"{arch}.attention.key_length{window}")
         length = key_length if length is None else length
-        if arch in WHOLE_ROPE and not window and n_rot != length:
+        if arch in WHOLE_ROPE and n_rot != length:
             raise BadGguf(f"{key} is {n_rot}; a head has {length} numbers, and all are rotated")
         if not n_rot or n_rot % 2 or n_rot > length:
             raise BadGguf(f"{key} is {n_rot}; expected an even number up to the {length} of a head")
@@ -207,8 +208,10 @@ def _check_rope(head: Head, arch: str) -> None:
     scaling = head.values.get(key)
     if kind is not None and scaling not in ROPE_SCALINGS:
         raise BadGguf(f"{key} is {str(scaling)[:40]!r}; expected one of {', '.join(ROPE_SCALINGS)}")
-    if (sections := head.values.get(f"{arch}.rope.dimension_sections")) is not None and (
-        not isinstance(sections, Array) or sections.items is None or not any(int(n) > 0 for n in sections.items[:3])
+    if (
+        arch in ROTATED_BY_SECTIONS
+        and (sections := head.values.get(f"{arch}.rope.dimension_sections")) is not None
+        and (not isinstance(sections, Array) or sections.items is None or not any(int(n) > 0 for n in sections.items[:3]))
     ):
         raise BadGguf(f"{arch}.rope.dimension_sections holds no number above 0; one of the first three has to be")
 
