@@ -366,6 +366,8 @@ class Manager:
         tenant = self._life.tenant()
         if facts.problem is not None or (tenant is not None and tenant.spec == spec):
             return options.strategy, None
+        if self._life.retiring() is not None:
+            return options.strategy, None  # its memory is taken and on its way back: the op finds out when it has gone
         try:
             leaving = tenant.spec if tenant is not None else None
             return self._preflight.strategy(spec, leaving, options, self._policy), None

@@ -264,6 +264,11 @@ class Lifecycle:
         with self._cond:
             return self._tenant
 
+    def retiring(self) -> Tenant | None:
+        """The model that an overlap has replaced."""
+        with self._cond:
+            return self._retiring
+
     def status(self, load: Load = NO_LOAD) -> Status:
         with self._cond:
             return Status(
@@ -509,11 +514,6 @@ class Lifecycle:
             self._error = error
 
     # -- the switch thread: between ops
-
-    def retiring(self) -> Tenant | None:
-        """The model that an overlap has replaced."""
-        with self._cond:
-            return self._retiring
 
     def retired(self) -> None:
         with self._cond:

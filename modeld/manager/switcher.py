@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
@@ -111,8 +112,7 @@ class Switcher:
             if self._life.begin(held):
                 return self._life.kept()
         self._close_retiring(op)
-        leaving = answering.spec if answering is not None and answering.death is None else None
-        strategy, refused = self._strategy(op, spec, facts, leaving)
+        strategy, refused = self._strategy(op, spec, facts)
         op = self._life.take_strategy(strategy)
         order = BESIDE if strategy is Strategy.OVERLAP else ORDER
         self._publish("model_switch_started", op, steps=[step.value for step in order], strategy=strategy.value)
@@ -173,16 +173,21 @@ class Switcher:
             self._memory.back_to(before)
             raise
 
-    def _strategy(
-        self, op: SwitchOp, spec: ModelSpec, facts: FileFacts, leaving: ModelSpec | None
-    ) -> tuple[Strategy, ModeldError | None]:
-        """Which way to go, and what speaks against going at all; told apart so that the op's first event comes first."""
+    def _strategy(self, op: SwitchOp, spec: ModelSpec, facts: FileFacts) -> tuple[Strategy, ModeldError | None]:
+        """Which way to go, and what speaks against going at all; told apart so that the op's first event comes first.
+
+        A model whose engine has died leaves, too, and gives its memory back; but nothing is loaded beside it.
+        """
+        answering, held = self._life.tenant(), self._held
+        alive = answering is not None and answering.death is None
+        options = op.options if alive else replace(op.options, strategy=Strategy.REPLACE)
+        leaving = held.spec if held is not None else None
         if not op.options.force and (refusal := self._preflight.refusal(spec, facts)) is not None:
             return Strategy.REPLACE, refusal
         if facts.problem is not None:
             return Strategy.REPLACE, None  # it will be said; memory is of no interest then
         try:
-            return self._preflight.strategy(spec, leaving, op.options, self.policy), None
+            return self._preflight.strategy(spec, leaving, options, self.policy), None
         except InsufficientMemory as error:
             return Strategy.REPLACE, error
 
