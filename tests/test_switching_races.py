@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from modeld.policy import OnBusy, Strategy, SwitchOptions, SwitchPolicy
-from modeld.types import GenerateRequest
-from tests.test_switching import Bench
+from modeld.types import GenerateRequest, ModelSpec
+from tests.fake_runner import DEADLINE_S, specs
+from tests.test_switching import Bench, error_of
 
 REQUEST = GenerateRequest("r1", ("hello",))
 OVERLAP = SwitchOptions(strategy=Strategy.OVERLAP)
@@ -53,3 +55,31 @@ def test_a_switch_is_not_refused_for_the_memory_of_a_model_that_retires(bench: M
     op, _ = b.manager.switch("c")
     b.load("c")
     assert b.follower.ended(op).name == "model_ready"
+
+
+# -- what comes while the old model answers still ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", ["verify", "probe", "read_ahead"])
+def test_messages_and_cancellations_are_heard_before_the_old_model_goes(bench: Make, stage: str) -> None:
+    reached, go_on = threading.Event(), threading.Event()
+
+    def slow(spec: ModelSpec, ask: Callable[..., bool]) -> None:
+        if spec.id == "b":
+            reached.set()
+            while not go_on.is_set():
+                ask(*{"verify": (1,), "probe": (), "read_ahead": (1, 100)}[stage])
+
+    b = bench(**{stage: slow})
+    b.load("a")
+    b.manager.switch("b")
+    assert reached.wait(DEADLINE_S)
+    waiting, _ = b.manager.switch("c")
+    b.manager.cancel(waiting.op_id)
+    try:
+        assert error_of(b, waiting) == ("op_cancelled", None)
+        b.manager.reconfigure(specs("a", "b", "d"), "a", SwitchPolicy())
+        assert [info.id for info in b.manager.models()] == ["a", "b", "d"]
+    finally:
+        go_on.set()
+    b.load("b")
