@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from modeld.policy import OnBusy, Strategy, SwitchOptions, SwitchPolicy
-from modeld.types import GenerateRequest, ModelSpec
+from modeld.types import GenerateRequest, ModelSpec, State
 from tests.fake_runner import DEADLINE_S, specs
+from tests.test_state import lifecycle
 from tests.test_switching import Bench, error_of
 
 REQUEST = GenerateRequest("r1", ("hello",))
@@ -83,3 +84,15 @@ def test_messages_and_cancellations_are_heard_before_the_old_model_goes(bench: M
     finally:
         go_on.set()
     b.load("b")
+
+
+# -- whose turn it is ---------------------------------------------------------------------------------------------------
+
+
+def test_the_end_of_a_request_that_never_was_the_runners_wakes_the_switch_thread() -> None:
+    """It tokenized, or was refused: the runner says nothing of it, and an unload or another model may wait for its end."""
+    life = lifecycle(State.READY)
+    tenant = life.enter(None)
+    seen = life.ticks()
+    life.leave(tenant)
+    assert life.ticks() != seen

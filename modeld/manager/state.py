@@ -219,8 +219,9 @@ class Lifecycle:
         """The request is the runner's now, or has failed."""
         with self._cond:
             tenant.n_entering -= 1
-            if not tenant.n_entering and tenant is not self._tenant:
-                self._wake()
+            tenant.used_at = self._clock()
+            if not tenant.n_entering:
+                self._wake()  # of one that the runner never counted (tokenizing, a refusal) nobody else tells the end
 
     def demand(self, model_id: str | None, otherwise: str | None) -> Demand:
         """Let a request in, or let it wait for the switch that it asks for. auto_switch only.
