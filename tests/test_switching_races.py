@@ -89,6 +89,37 @@ def test_messages_and_cancellations_are_heard_before_the_old_model_goes(bench: M
 # -- whose turn it is ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("on_busy", [OnBusy.REJECT, OnBusy.SUPERSEDE])
+def test_an_idle_models_unload_gives_way_to_a_switch_that_comes_just_then(
+    bench: Make, on_busy: OnBusy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    b = bench(SwitchPolicy(on_busy=on_busy, idle_unload_s=3600))
+    b.load("a")
+    asked = []
+
+    def just_then() -> float:
+        if not asked:
+            asked.append(b.manager.switch("b")[0])
+        return 0.0
+
+    b.wait(lambda: b.manager._life.is_at_rest())
+    monkeypatch.setattr(b.manager, "_idle_at", just_then)
+    b.manager.look_again()
+    b.load("b")
+    monkeypatch.undo()
+    assert b.follower.ended(asked[0]).name == "model_ready"
+
+
+def test_an_idle_models_unload_gives_way_to_a_request_that_comes_just_then() -> None:
+    life = lifecycle(State.READY)
+    idle = life.tenant()
+    assert idle is not None
+    used_at = idle.used_at
+    life.leave(life.enter(None))
+    assert life.accept_idle(idle, used_at, SwitchOptions()) is None
+    assert life.accept_idle(idle, idle.used_at, SwitchOptions()) is not None
+
+
 def test_the_end_of_a_request_that_never_was_the_runners_wakes_the_switch_thread() -> None:
     """It tokenized, or was refused: the runner says nothing of it, and an unload or another model may wait for its end."""
     life = lifecycle(State.READY)

@@ -411,14 +411,14 @@ class Manager:
             self._follow_demand()
 
     def _unload_idle(self) -> None:
-        if self._idle_at() <= time.monotonic():
-            options = replace(self._policy.options(), on_inflight=OnInflight.DRAIN)
-            self._life.accept(None, kind=OpKind.UNLOAD, reason=OpReason.IDLE, options=options)
+        tenant = self._life.tenant()
+        used_at = tenant.used_at if tenant is not None else 0.0  # before the look at what it does
+        if tenant is not None and self._idle_at() <= time.monotonic():
+            self._life.accept_idle(tenant, used_at, replace(self._policy.options(), on_inflight=OnInflight.DRAIN))
 
     def _follow_demand(self) -> None:
-        if self._demand_at() <= time.monotonic() and (wanted := self._life.demanded()) is not None:
-            options = replace(self._policy.options(), on_inflight=OnInflight.DRAIN)
-            self._life.accept(wanted, reason=OpReason.AUTO, options=options)
+        if self._demand_at() <= time.monotonic():
+            self._life.accept_demanded(replace(self._policy.options(), on_inflight=OnInflight.DRAIN))
 
     def _wake_at(self) -> float:
         """When there is something to do though nothing happens, on the monotonic clock."""

@@ -525,12 +525,32 @@ class Lifecycle:
         with self._cond:
             return self._ops.running is None and not len(self._ops)
 
+    def accept_idle(self, tenant: Tenant, used_at: float, options: SwitchOptions) -> SwitchOp | None:
+        """Queue the unload of a model that nobody has used since `used_at`; None: somebody came meanwhile."""
+        with self._cond:
+            if self._tenant is not tenant or tenant.n_entering or tenant.used_at != used_at:
+                return None
+            return self._accept_own(None, OpKind.UNLOAD, OpReason.IDLE, options)
+
+    def accept_demanded(self, options: SwitchOptions) -> SwitchOp | None:
+        """Queue a switch to what the request that waits longest wants; None: none waits, or somebody asked for an op."""
+        with self._cond:
+            wanted = self._demands.first_model_id
+            return self._accept_own(wanted, OpKind.SWITCH, OpReason.AUTO, options) if wanted is not None else None
+
     def demanded(self) -> str | None:
         """The model that the request which waits longest wants, while no op runs or waits."""
         with self._cond:
             return self._demands.first_model_id if self._ops.running is None and not len(self._ops) else None
 
     # -- _cond held
+
+    def _accept_own(self, model_id: str | None, kind: OpKind, reason: OpReason, options: SwitchOptions) -> SwitchOp | None:
+        """An op that nobody asked for comes only while no other runs or waits: on_busy speaks of what somebody asks for."""
+        if self._stopping or self._ops.running is not None or len(self._ops):
+            return None
+        self._wake()
+        return self._ops.add(model_id, kind=kind, reason=reason, options=options)
 
     def _fire(self, trigger: Trigger) -> None:
         try:
