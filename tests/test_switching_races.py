@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 
-from modeld.policy import OnBusy, Strategy, SwitchOptions, SwitchPolicy
+from modeld.errors import RequestCancelled
+from modeld.policy import OnBusy, OnInflight, Strategy, SwitchOptions, SwitchPolicy
 from modeld.types import GenerateRequest, ModelSpec, State
 from tests.fake_runner import DEADLINE_S, specs
 from tests.test_state import lifecycle
@@ -127,3 +129,24 @@ def test_the_end_of_a_request_that_never_was_the_runners_wakes_the_switch_thread
     seen = life.ticks()
     life.leave(tenant)
     assert life.ticks() != seen
+
+
+# -- requests that wait for a switch ----------------------------------------------------------------------------------------
+
+
+def test_a_waiting_request_whose_client_left_just_after_its_model_came_holds_nothing_up(bench: Make) -> None:
+    b = bench(AUTO_SWITCH)
+    b.load("a")
+    admission = b.manager.admit(replace(REQUEST, model_id="b"))
+    assert admission.wait(0.0) is None
+    b.load("b")
+    tenant = b.manager._life.tenant()
+    assert tenant is not None
+    assert tenant.n_entering == 1
+    admission.cancel()
+    assert tenant.n_entering == 0
+    with pytest.raises(RequestCancelled):
+        admission.wait()
+    op, _ = b.manager.switch("a", SwitchOptions(on_inflight=OnInflight.DRAIN))
+    b.load("a")
+    assert b.follower.ended(op).name == "model_ready"

@@ -20,6 +20,7 @@ class Demand:
     model_id: str
     tenant: Tenant | None = None
     error: ModeldError | None = None
+    taken: bool = False  # by the thread that waited: the tenant is that one's to leave
 
     @property
     def ended(self) -> bool:

@@ -248,15 +248,20 @@ class Lifecycle:
             self._cond.wait_for(lambda: demand.ended, None if timeout_s == math.inf else max(timeout_s, 0.0))
             if demand.error is not None:
                 raise demand.error
+            demand.taken = demand.tenant is not None
             return demand.tenant
 
     def withdraw(self, demand: Demand, error: ModeldError) -> None:
-        """Nobody wants it any more; who waits for it is told that. No effect after its end."""
+        """Nobody wants it any more; who waits for it is told that. No effect once wait_demand has returned or raised its end."""
         with self._cond:
-            if not demand.ended:
-                self._demands.withdraw(demand)
-                demand.error = error
-                self._wake()
+            if demand.error is not None or demand.taken:
+                return
+            if demand.tenant is not None:  # it was entered for somebody who did not come back
+                demand.tenant.n_entering -= 1
+                demand.tenant = None
+            self._demands.withdraw(demand)
+            demand.error = error
+            self._wake()
 
     # -- any thread: what is to be seen
 
