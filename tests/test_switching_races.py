@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from modeld.errors import RequestCancelled
+from modeld.errors import NoModel, RequestCancelled
 from modeld.policy import OnBusy, OnInflight, Strategy, SwitchOptions, SwitchPolicy
 from modeld.types import GenerateRequest, ModelSpec, State
 from tests.fake_runner import DEADLINE_S, specs
@@ -150,3 +150,41 @@ def test_a_waiting_request_whose_client_left_just_after_its_model_came_holds_not
     op, _ = b.manager.switch("a", SwitchOptions(on_inflight=OnInflight.DRAIN))
     b.load("a")
     assert b.follower.ended(op).name == "model_ready"
+
+
+def test_a_request_does_not_begin_to_wait_once_auto_switch_is_off(bench: Make) -> None:
+    b = bench(AUTO_SWITCH)
+    b.load("a")
+    admission = b.manager.admit(replace(REQUEST, model_id="b"))
+    b.manager.reconfigure(specs(*"abc"), "a", SwitchPolicy())
+    with pytest.raises(NoModel, match="auto_switch"):
+        admission.wait(DEADLINE_S)
+
+
+def test_a_waiting_request_outlives_a_cancelled_op_where_another_one_brings_its_model(bench: Make) -> None:
+    b = bench(AUTO_SWITCH)
+    b.load("a")
+    b.manager.generate(REQUEST)
+    b.manager.switch("b")
+    load = b.factory.next_load()
+    admission = b.manager.admit(replace(REQUEST, model_id="b"))
+    assert admission.wait(0.0) is None
+    b.manager.switch("a")
+    later, _ = b.manager.switch("b")
+    b.manager.cancel(later.op_id)
+    load.finish()
+    assert admission.wait(DEADLINE_S) is not None
+    b.load("a")
+
+
+def test_a_request_without_a_name_waits_for_the_model_that_has_just_died(bench: Make) -> None:
+    b = bench(AUTO_SWITCH)
+    b.load("a")
+    b.manager.switch("b")
+    b.load("b")
+    tenant = b.manager._life.tenant()
+    assert tenant is not None
+    tenant.death = RuntimeError("x")  # and the switch thread has not been told yet
+    assert b.manager._life.demand(None, "a").model_id == "b"
+    b.manager.look_again()
+    b.load("b")

@@ -226,17 +226,18 @@ class Lifecycle:
     def demand(self, model_id: str | None, otherwise: str | None) -> Demand:
         """Let a request in, or let it wait for the switch that it asks for. auto_switch only.
 
-        `otherwise`: what a request gets that names no model while none answers and none is being loaded.
+        `otherwise`: what a request gets that names no model while none answers and none is to come.
         Raises ShuttingDown, QueueFull, NoModel.
         """
         with self._cond:
             try:
                 tenant = self._enter(model_id)
             except (ModelLoading, ModelNotLoaded, NoModel):
-                running = self._ops.running
-                wanted = model_id or (running.target_model_id if running is not None else None) or otherwise
+                wanted = model_id or self._coming() or otherwise
                 if wanted is None:
                     raise
+                if not self.auto_switch:  # turned off since the request came: nobody would serve it
+                    raise NoModel("auto_switch was turned off") from None
                 demand = self._demands.add(wanted)
                 self._wake()
                 return demand
@@ -584,6 +585,13 @@ class Lifecycle:
         tenant.used_at = self._clock()
         return tenant
 
+    def _coming(self) -> str | None:
+        """The model that is to answer next."""
+        op = self._ops.running or next(iter(self._ops), None)
+        if op is not None:
+            return op.target_model_id
+        return dead.spec.id if (dead := self._dead()) is not None else None
+
     def _answer(self, tenant: Tenant, *, is_new: bool = True) -> None:
         self._tenant = tenant
         self._fallback = None
@@ -624,7 +632,10 @@ class Lifecycle:
         return op
 
     def _refuse_demands(self, op: SwitchOp) -> None:
-        """Requests that waited for it are told why it did not come."""
+        """Requests that waited for it are told why it did not come, unless another op brings their model."""
+        others = [*self._ops, *([self._ops.running] if self._ops.running is not None else [])]
+        if any(other.target_model_id == op.target_model_id and not other.cancelling for other in others):
+            return
         if op.target_model_id is not None and op.error is not None:
             why: ModeldError = NoModel(f"the model {op.target_model_id!r} could not be loaded: {op.error.message}")
             self._demands.refuse(op.target_model_id, why)
