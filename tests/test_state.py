@@ -28,6 +28,7 @@ LEGAL = {
     ("ready", "loaded"): "ready",
     ("ready", "failed"): "ready",
     ("ready", "died"): "loading",
+    ("ready", "emptied"): "error",
     ("ready", "stopped"): "error",
     ("loading", "begin"): "loading",
     ("loading", "loaded"): "ready",
@@ -38,6 +39,7 @@ LEGAL = {
     ("loading", "stopped"): "error",
     ("error", "begin"): "loading",
     ("error", "failed"): "error",
+    ("error", "rested"): "ready",
     ("error", "stopped"): "error",
 }
 

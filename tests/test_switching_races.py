@@ -131,6 +131,24 @@ def test_the_end_of_a_request_that_never_was_the_runners_wakes_the_switch_thread
     assert life.ticks() != seen
 
 
+# -- what is seen -----------------------------------------------------------------------------------------------------
+
+
+def test_auto_switch_that_is_turned_off_or_on_without_a_model_changes_the_state(bench: Make) -> None:
+    b = bench(AUTO_SWITCH, default=None)
+    assert b.manager.status().state is State.READY
+    b.manager.reconfigure(specs(*"abc"), None, SwitchPolicy())
+    status = b.manager.status()
+    assert status.error is not None
+    assert (status.state, status.error.code) == (State.ERROR, "no_model")
+    first = b.manager.subscribe(None).first
+    assert first is not None
+    assert first.status.state is State.ERROR
+    b.manager.reconfigure(specs(*"abc"), None, AUTO_SWITCH)
+    status = b.manager.status()
+    assert (status.state, status.error) == (State.READY, None)
+
+
 # -- requests that wait for a switch ----------------------------------------------------------------------------------------
 
 

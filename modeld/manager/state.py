@@ -43,8 +43,8 @@ class Trigger(enum.Enum):
     BEGIN = "begin"  # an op takes the model away: admission stops
     LOADED = "loaded"  # the op's model is warm and answers from now on
     RESTORED = "restored"  # the op failed, and the model before answers again
-    EMPTIED = "emptied"  # the op has unloaded the model, and none is to answer
-    RESTED = "rested"  # it has unloaded the model, and the next request brings one (auto_switch)
+    EMPTIED = "emptied"  # without a fault there is no model, and none is to answer
+    RESTED = "rested"  # there is none, and the next request brings one (auto_switch)
     FAILED = "failed"  # the op ended and no model answers
     DIED = "died"  # the engine of the model that answers ended by itself
     STOPPED = "stopped"  # the daemon ends
@@ -56,6 +56,7 @@ TRANSITIONS: dict[tuple[State, Trigger], State] = {
     (State.READY, Trigger.LOADED): State.READY,  # overlap: the next request goes to the new model
     (State.READY, Trigger.FAILED): State.READY,  # auto_switch without a model: the op failed before it began
     (State.READY, Trigger.DIED): State.LOADING,  # an op is queued by then: a reload, or a switch that waited
+    (State.READY, Trigger.EMPTIED): State.ERROR,  # auto_switch is turned off without a model
     (State.READY, Trigger.STOPPED): State.ERROR,
     (State.LOADING, Trigger.BEGIN): State.LOADING,  # the first op, and the one after a death
     (State.LOADING, Trigger.LOADED): State.READY,
@@ -66,6 +67,7 @@ TRANSITIONS: dict[tuple[State, Trigger], State] = {
     (State.LOADING, Trigger.STOPPED): State.ERROR,
     (State.ERROR, Trigger.BEGIN): State.LOADING,
     (State.ERROR, Trigger.FAILED): State.ERROR,  # before it began
+    (State.ERROR, Trigger.RESTED): State.READY,  # auto_switch is turned on without a model
     (State.ERROR, Trigger.STOPPED): State.ERROR,
 }
 
@@ -328,11 +330,17 @@ class Lifecycle:
             self._wake()
 
     def set_auto_switch(self, auto_switch: bool) -> None:
-        """From the configuration. Switch thread."""
+        """From the configuration. Switch thread. Without a model, and without a fault, it decides the state."""
         with self._cond:
             self.auto_switch = auto_switch
             if not auto_switch:
                 self._demands.refuse(None, NoModel("auto_switch was turned off"))
+                if self._state is State.READY and self._tenant is None:
+                    self._error = self._error or OpError("no_model", "auto_switch was turned off; POST /switch loads a model")
+                    self._fire(Trigger.EMPTIED)
+            elif self._state is State.ERROR and self._error is not None and self._error.code == NoModel.code:
+                self._error = None
+                self._fire(Trigger.RESTED)
             self._wake()
 
     @property
