@@ -9,9 +9,10 @@ from dataclasses import replace
 import pytest
 
 from modeld.errors import NoModel, RequestCancelled
+from modeld.manager.manager import Manager
 from modeld.policy import OnBusy, OnInflight, Strategy, SwitchOptions, SwitchPolicy
 from modeld.types import GenerateRequest, ModelSpec, State
-from tests.fake_runner import DEADLINE_S, specs
+from tests.fake_runner import DEADLINE_S, FakeFactory, Files, Follower, specs
 from tests.test_state import lifecycle
 from tests.test_switching import Bench, error_of
 
@@ -132,6 +133,20 @@ def test_the_end_of_a_request_that_never_was_the_runners_wakes_the_switch_thread
 
 
 # -- what is seen -----------------------------------------------------------------------------------------------------
+
+
+def test_the_snapshot_after_the_load_at_start_was_cancelled_while_it_waited_says_error() -> None:
+    manager = Manager(specs("a"), "a", FakeFactory(), Files().host(), version="1")
+    follower = Follower(manager.subscribe(None))
+    manager.cancel(manager.ops()[0].op_id)
+    manager.start()
+    follower.until("model_error")
+    try:
+        first = manager.subscribe(None).first
+        assert first is not None
+        assert (first.status.state, manager.status().state) == (State.ERROR, State.ERROR)
+    finally:
+        manager.close()
 
 
 def test_auto_switch_that_is_turned_off_or_on_without_a_model_changes_the_state(bench: Make) -> None:

@@ -367,9 +367,17 @@ class Lifecycle:
             return messages
 
     def take_unannounced(self) -> list[SwitchOp]:
-        """Ops that ended while they waited, since the last call."""
+        """Ops that ended while they waited, since the last call.
+
+        Where the last of them was to bring a model, and none was there before, the state is error from now on: their events
+        say so.
+        """
         with self._cond:
             ended, self._unannounced = list(self._unannounced), deque()
+            is_given_up = ended and self._state is State.LOADING and self._fallback is None
+            if is_given_up and self._ops.running is None and not len(self._ops):
+                self._error = OpError("no_model", "the load was cancelled; POST /switch loads a model")
+                self._fire(Trigger.FAILED)
             return ended
 
     # -- the switch thread: an op
@@ -393,14 +401,10 @@ class Lifecycle:
                 else:
                     self._ops.add(dead.spec.id, reason=OpReason.DEATH)
                     spec = dead.spec
-            elif not len(self._ops) and self._state is State.LOADING:
+            elif not len(self._ops) and self._state is State.LOADING and self._fallback is not None:
                 # The op that was to bring a model was cancelled while it waited.
                 spec = self._fallback
-                if spec is None:
-                    self._error = OpError("no_model", "the load was cancelled; POST /switch loads a model")
-                    self._fire(Trigger.FAILED)
-                else:
-                    self._ops.add(spec.id, reason=OpReason.RESTORE)
+                self._ops.add(spec.id, reason=OpReason.RESTORE)
             if not len(self._ops):
                 return None
             self._told = self._told_by = None
