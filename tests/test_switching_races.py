@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from modeld.errors import NoModel, RequestCancelled
+from modeld.errors import ModelLoading, NoModel, RequestCancelled
 from modeld.manager.manager import Manager
 from modeld.policy import OnBusy, OnInflight, Strategy, SwitchOptions, SwitchPolicy
 from modeld.types import GenerateRequest, ModelSpec, State
@@ -43,8 +43,10 @@ def bench() -> Iterator[Make]:
 
 
 def test_a_dead_models_memory_counts_as_leaving_when_it_is_loaded_again(bench: Make) -> None:
-    b = bench(fits=lambda spec, leaving: "no room" if leaving is None and len(b.factory.runners) else None)
+    is_full = threading.Event()
+    b = bench(fits=lambda spec, leaving: "no room" if leaving is None and is_full.is_set() else None)
     dead = b.load("a")
+    is_full.set()
     dead.die(RuntimeError("x"))
     b.load("a")
     assert b.manager.status().current_model == "a"
@@ -87,6 +89,22 @@ def test_messages_and_cancellations_are_heard_before_the_old_model_goes(bench: M
     finally:
         go_on.set()
     b.load("b")
+
+
+def test_a_model_that_has_died_is_not_shown_as_the_one_that_answers_while_another_is_loaded_beside_it(bench: Make) -> None:
+    b = bench()
+    old = b.load("a")
+    op, _ = b.manager.switch("b", OVERLAP)
+    load = b.factory.next_load()
+    old.die(RuntimeError("x"))
+    status = b.manager.status()
+    assert (status.state, status.current_model) == (State.LOADING, None)
+    with pytest.raises(ModelLoading):
+        b.manager.generate(REQUEST)
+    load.finish()
+    assert b.follower.ended(op).name == "model_ready"
+    status = b.manager.status()
+    assert (status.state, status.current_model) == (State.READY, "b")
 
 
 # -- whose turn it is ---------------------------------------------------------------------------------------------------

@@ -279,10 +279,13 @@ class Lifecycle:
             return self._retiring
 
     def status(self, load: Load = NO_LOAD) -> Status:
+        """A model whose engine has died is not shown as answering from that moment on, as nobody is let in to it: the switch
+        thread may be busy for long before it moves the state."""
         with self._cond:
+            is_dead = self._dead() is not None
             return Status(
-                state=self._state,
-                current_model=self._tenant.spec.id if self._tenant is not None else None,
+                state=TRANSITIONS[self._state, Trigger.DIED] if is_dead else self._state,
+                current_model=self._tenant.spec.id if self._tenant is not None and not is_dead else None,
                 error=self._error,
                 op=self._ops.running,
                 last_op=self._ops.last,
