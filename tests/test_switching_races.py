@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import pytest
 
-from modeld.errors import ModelLoading, NoModel, RequestCancelled
+from modeld.errors import LoadFailed, ModelLoading, NoModel, RequestCancelled
 from modeld.manager.manager import Manager
 from modeld.policy import OnBusy, OnInflight, Strategy, SwitchOptions, SwitchPolicy
-from modeld.types import GenerateRequest, ModelSpec, State
+from modeld.types import GenerateRequest, ModelSpec, State, Step
 from tests.fake_runner import DEADLINE_S, FakeFactory, Files, Follower, specs
 from tests.test_state import lifecycle
 from tests.test_switching import Bench, error_of
@@ -239,3 +239,57 @@ def test_a_request_without_a_name_waits_for_the_model_that_has_just_died(bench: 
     assert b.manager._life.demand(None, "a").model_id == "b"
     b.manager.look_again()
     b.load("b")
+
+
+# -- faults of what the manager calls -------------------------------------------------------------------------------------
+
+
+def test_a_runner_whose_on_idle_fails_is_closed_and_the_old_model_comes_back(
+    bench: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    b = bench()
+    b.load("a")
+    op, _ = b.manager.switch("b")
+    load = b.factory.next_load()
+    monkeypatch.setattr(load.runner, "on_idle", broken)
+    load.finish()
+    b.load("a")
+    assert error_of(b, op) == ("internal_error", "a")
+    assert load.runner.freed
+
+
+def test_a_fault_while_a_load_runs_leaves_nothing_open(bench: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    b = bench()
+    b.load("a")
+    op, _ = b.manager.switch("b", OVERLAP)
+    load = b.factory.next_load()
+
+    def fails_once(*args: object) -> None:
+        monkeypatch.undo()
+        broken()
+
+    monkeypatch.setattr(b.manager._life, "step", fails_once)
+    load.report(Step.MMAP, 50)
+    assert error_of(b, op) == ("internal_error", None)
+    late = load.finish()
+    assert late.was_freed.wait(DEADLINE_S)
+
+
+def test_a_file_that_cannot_be_looked_at_ends_the_rollback_and_not_the_daemon(bench: Make) -> None:
+    b = bench()
+    b.load("a")
+    op, _ = b.manager.switch("b")
+    load = b.factory.next_load()
+    b.files.error = RuntimeError("a bug in the reader")
+    load.fail(LoadFailed("broken"))
+    event = b.follower.ended(op)
+    assert "did not come back: a bug in the reader" in str(event.data["message"])
+    assert b.manager.status().state is State.ERROR
+    b.files.error = None
+    op, _ = b.manager.switch("b")
+    b.load("b")
+    assert b.follower.ended(op).name == "model_ready"
+
+
+def broken(*args: object) -> None:
+    raise RuntimeError("a fault")

@@ -41,7 +41,7 @@ class Watched(Generic[N, T]):
         Raises LoadFailed when the system has no thread for it.
         """
         self._work = work
-        self._ending = ending
+        self.ending = ending
         self._poke = poke
         self._discard = discard
         self._news: queue.SimpleQueue[N] = queue.SimpleQueue()
@@ -86,10 +86,16 @@ class Watched(Generic[N, T]):
         raise error
 
     def abandon(self) -> bool:
-        """Leave it to itself: whatever it comes to is discarded by its own thread. False: it has ended by now."""
+        """Leave it to itself: whatever it comes to is discarded by its own thread. False: it has ended by now. Idempotent."""
         with self._lock:
-            self._is_abandoned = not self._is_finished
+            self._is_abandoned = self._is_abandoned or not self._is_finished
             return self._is_abandoned
+
+    def give_up(self) -> None:
+        """Nobody will use what it comes to, or has come to."""
+        if not self.abandon():
+            for each in self._result:
+                self._discard(each)
 
     # -- the work's thread
 
@@ -115,5 +121,5 @@ class Watched(Generic[N, T]):
             self._poke()
         with self._lock:
             abandoned = self._is_abandoned
-        self._told = self._ending()
+        self._told = self.ending()
         return self._told is None and not abandoned

@@ -138,10 +138,10 @@ class Switcher:
         finally:
             freeing.wait()
         replaced, self._held = self._held, tenant
-        progress.finish()
         try:
+            progress.finish()
             op = self._remembering(tenant, lambda: self._life.loaded(tenant, retire_s=op.options.drain_timeout_s))
-        except ModeldError:
+        except Exception:
             self._held = replaced
             self._close_runner(tenant, EngineFailed(f"loading {spec.id!r} did not succeed")).wait()
             raise
@@ -323,8 +323,12 @@ class Switcher:
             Watched(work, ending=ending if until_stop else self._life.ending, poke=self._life.poke, discard=discard),
             lambda news: emit(*news),
         )
-        tenant.resident_bytes = self._host.resident_bytes() - before
-        runner.on_idle(partial(self._life.idle, tenant))
+        try:
+            tenant.resident_bytes = self._host.resident_bytes() - before
+            runner.on_idle(partial(self._life.idle, tenant))
+        except Exception:
+            discard(runner)
+            raise
         return runner
 
     def _watch(self, what: str, watched: Watched[N, T], on_news: Callable[[N], None]) -> T:
@@ -337,10 +341,14 @@ class Switcher:
                 on_news(news)
             return finished
 
-        while not self._wait(ended, watched.heard_at + stall_s):
-            if time.monotonic() - watched.heard_at >= stall_s and watched.abandon():
-                stalled = LoadStalled(f"{what} made no progress for {stall_s:.0f} s (switching.load_stall_timeout_s)")
-                raise self._life.ending() or stalled
+        try:
+            while not self._wait(ended, watched.heard_at + stall_s):
+                if time.monotonic() - watched.heard_at >= stall_s and watched.abandon():
+                    stalled = LoadStalled(f"{what} made no progress for {stall_s:.0f} s (switching.load_stall_timeout_s)")
+                    raise watched.ending() or stalled
+        except Exception:
+            watched.give_up()
+            raise
         return watched.result()
 
     # -- what failed is undone
@@ -407,11 +415,6 @@ class Switcher:
     def _roll_back(
         self, op: SwitchOp, spec: ModelSpec | None, facts: FileFacts, fallback: ModelSpec, state: OpState, failure: OpError
     ) -> SwitchOp:
-        known = self._host.inspect(fallback)
-        if state is OpState.FAILED and (fallback, known.identity) == (spec, facts.identity):
-            return self._life.failed(state, failure)  # it is what has just failed
-        log.info("rolling back", extra={**_fields(op), "to": fallback.id})
-        tenant = Tenant(fallback, known.identity)
         shares = {Step.UNLOAD: (0, 0), Step.MMAP: (0, 90), Step.WARMUP: (90, 9)}
         last = -1
 
@@ -422,8 +425,13 @@ class Switcher:
                 last = now
                 self._emit_phase(op, Phase.ROLLBACK, now, 0, 0, to=fallback.id)
 
-        emit(Step.MMAP, 0)
         try:
+            known = self._host.inspect(fallback)
+            if state is OpState.FAILED and (fallback, known.identity) == (spec, facts.identity):
+                return self._life.failed(state, failure)  # it is what has just failed
+            log.info("rolling back", extra={**_fields(op), "to": fallback.id})
+            tenant = Tenant(fallback, known.identity)
+            emit(Step.MMAP, 0)
             if known.problem is not None:
                 raise LoadFailed(f"cannot load {fallback.path}: {known.problem}")
             self._memory.trying(fallback.id, known.identity)
