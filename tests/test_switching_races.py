@@ -11,7 +11,7 @@ import pytest
 from modeld.errors import LoadFailed, ModelLoading, NoModel, RequestCancelled
 from modeld.manager.manager import Manager
 from modeld.policy import OnBusy, OnInflight, Strategy, SwitchOptions, SwitchPolicy
-from modeld.types import GenerateRequest, ModelSpec, State, Step
+from modeld.types import GenerateRequest, ModelSpec, OpState, State, Step
 from tests.fake_runner import DEADLINE_S, FakeFactory, Files, Follower, specs
 from tests.test_state import lifecycle
 from tests.test_switching import Bench, error_of
@@ -148,6 +148,37 @@ def test_the_end_of_a_request_that_never_was_the_runners_wakes_the_switch_thread
     seen = life.ticks()
     life.leave(tenant)
     assert life.ticks() != seen
+
+
+def test_supersede_that_joins_an_op_cancels_those_before_it(bench: Make) -> None:
+    b = bench()
+    b.load("a")
+    running, _ = b.manager.switch("b")
+    load = b.factory.next_load()
+    waiting, _ = b.manager.switch("c")
+    last, _ = b.manager.switch("a")
+    again, joined = b.manager.switch("a", SUPERSEDE)
+    assert (again.op_id, joined) == (last.op_id, True)
+    assert b.manager.op(waiting.op_id).state is OpState.CANCELLED
+    assert not load.report(Step.MMAP, 1)
+    load.fail(LoadFailed("told to end"))
+    b.load("a")
+    assert error_of(b, running) == ("op_cancelled", None)
+    assert b.follower.ended(last).name == "model_ready"
+
+
+def test_an_op_that_is_being_undone_is_not_joined(bench: Make) -> None:
+    b = bench()
+    b.load("a")
+    failed, _ = b.manager.switch("b")
+    b.fail("b")
+    back = b.factory.next_load()
+    b.wait_at(failed, "rollback")
+    again, joined = b.manager.switch("b")
+    assert (again.op_id != failed.op_id, joined) == (True, False)
+    back.finish()
+    b.load("b")
+    assert b.follower.ended(again).name == "model_ready"
 
 
 # -- what is seen -----------------------------------------------------------------------------------------------------

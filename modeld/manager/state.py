@@ -146,7 +146,7 @@ class Lifecycle:
         options: SwitchOptions = DEFAULTS,
         if_match: int | None = None,
     ) -> tuple[SwitchOp, bool]:
-        """Queue an op; True: it is the one that was accepted last, which wants the same.
+        """Queue an op; True: it is the one that was accepted last, which wants the same and is not being undone.
 
         Raises ShuttingDown, QueueFull, SwitchRejected, GenerationMismatch.
         """
@@ -156,7 +156,10 @@ class Lifecycle:
             if if_match is not None and if_match != self._generation:
                 raise GenerationMismatch(f"the generation is {self._generation}, If-Match says {if_match}: somebody has switched")
             last = self._ops.last_accepted
-            if last is not None and (last.kind, last.target_model_id) == (kind, model_id) and not last.cancelling:
+            same = last is not None and (last.kind, last.target_model_id) == (kind, model_id)
+            if last is not None and same and not last.cancelling and last.phase is not Phase.ROLLBACK:
+                if options.on_busy is OnBusy.SUPERSEDE:
+                    self._supersede(by=last)
                 return last, True
             if options.on_busy is OnBusy.REJECT and last is not None:
                 n = len(self._ops) + (self._ops.running is not None)
@@ -624,13 +627,17 @@ class Lifecycle:
             return OpCancelled("the daemon is stopping")
         return self._told
 
-    def _supersede(self) -> None:
+    def _supersede(self, *, by: SwitchOp | None = None) -> None:
+        """Cancel what runs and waits, but `by`, which takes its place."""
         why = OpCancelled("another switch took its place")
         for op in list(self._ops):
-            self._cancel_queued(op.op_id, why)
-        if self._ops.running is not None:
+            if op is not by:
+                self._cancel_queued(op.op_id, why)
+        if self._ops.running not in (None, by):
             self._told = why
+            self._told_by = by.op_id if by is not None else None
             self._ops.cancelling()
+            self._wake()
 
     def _cancel_queued(self, op_id: str, why: OpCancelled) -> SwitchOp:
         op = self._ops.cancel(op_id, OpError(why.code, why.message))
