@@ -181,6 +181,17 @@ def test_an_op_that_is_being_undone_is_not_joined(bench: Make) -> None:
     assert b.follower.ended(again).name == "model_ready"
 
 
+def test_unload_without_drain_does_not_wait_for_a_model_that_retires(bench: Make) -> None:
+    b = bench(SwitchPolicy(strategy=Strategy.AUTO))
+    old = b.load("a")
+    b.manager.generate(REQUEST)
+    b.manager.switch("b")
+    b.load("b")
+    op, _ = b.manager.unload()
+    assert b.follower.ended(op).name == "model_unloaded"
+    assert old.n_cut == 1
+
+
 # -- what is seen -----------------------------------------------------------------------------------------------------
 
 

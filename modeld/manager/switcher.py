@@ -286,10 +286,11 @@ class Switcher:
         return tenant.leave_by if tenant is not None else math.inf
 
     def _close_retiring(self, op: SwitchOp) -> None:
-        """Two models at most: the replaced one goes before anything is opened. `drain` leaves it its time."""
+        """Two models at most: the replaced one goes before anything is opened. `drain` and `overlap` leave it its time."""
         if (tenant := self._life.retiring()) is None:
             return
-        if op.options.on_inflight is OnInflight.DRAIN or op.options.strategy is not Strategy.REPLACE:
+        overlaps = op.kind is OpKind.SWITCH and op.options.strategy is not Strategy.REPLACE
+        if op.options.on_inflight is OnInflight.DRAIN or overlaps:
             self._wait(lambda: self._life.ending() is not None or self.retire(), tenant.leave_by)
             self._raise_if_ending()
         self.retire(now=True)
