@@ -57,7 +57,7 @@ def lifecycle(state: State) -> Lifecycle:
     if state is State.READY:
         life.accept("a")
         assert life.next_task()
-        life.begin(None)
+        life.begin()
         life.loaded(tenant())
     return life
 
@@ -104,7 +104,7 @@ def test_loading_says_how_far_it_is() -> None:
     life = Lifecycle(None, version="1")
     life.accept("a")
     assert life.next_task()
-    life.begin(None)
+    life.begin()
     life.step(Step.MMAP, 43)
     with pytest.raises(ModelLoading, match="'a' is being loaded, mmap 43 %"):
         life.enter(None)
@@ -130,7 +130,7 @@ def test_a_death_of_a_model_that_left_is_ignored() -> None:
     assert gone is not None
     life.accept("b")
     assert life.next_task()
-    life.begin(None)
+    life.begin()
     life.loaded(tenant("b"))
     life.died(gone, RuntimeError("late"))
     assert life.enter(None).spec.id == "b"
@@ -159,7 +159,7 @@ def test_deaths_are_counted_within_a_window() -> None:
         """Whether the load is refused."""
         task = life.next_task()
         assert task is not None
-        life.begin(None)
+        life.begin()
         if task.refusal is not None:
             life.failed(OpState.FAILED, ERROR)
             return True
@@ -186,7 +186,7 @@ def begun() -> Lifecycle:
     life = Lifecycle(None, version="1")
     life.accept("a")
     assert life.next_task()
-    life.begin(None)
+    life.begin()
     return life
 
 

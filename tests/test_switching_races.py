@@ -107,6 +107,23 @@ def test_a_model_that_has_died_is_not_shown_as_the_one_that_answers_while_anothe
     assert (status.state, status.current_model) == (State.READY, "b")
 
 
+def test_a_model_that_dies_as_somebody_switches_to_it_begins_one_op(bench: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    b = bench()
+    old = b.load("a")
+    publish = b.manager._publish
+
+    def dies_first(*args: object, **data: object) -> None:
+        monkeypatch.undo()
+        old.die(RuntimeError("x"))
+        publish(*args, **data)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(b.manager._switcher, "_publish", dies_first)
+    op, _ = b.manager.switch("a")
+    b.load("a")
+    b.follower.ended(op)
+    assert b.names(op).count("model_switch_started") == 1
+
+
 # -- whose turn it is ---------------------------------------------------------------------------------------------------
 
 

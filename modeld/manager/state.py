@@ -427,15 +427,17 @@ class Lifecycle:
         with self._cond:
             return self._told_by is not None and any(op.op_id == self._told_by for op in self._ops)
 
-    def begin(self, same: Tenant | None) -> bool:
-        """Stop admission, unless `same` (already what the op wants) answers and lives: then True, and nothing changes."""
+    def keeps(self, held: Tenant) -> bool:
+        """Whether `held`, which is what the op wants, answers and lives. If it dies just then, it is loaded again later."""
         with self._cond:
-            if same is not None and self._tenant is same and same.death is None:
-                return True
+            return self._tenant is held and held.death is None
+
+    def begin(self) -> None:
+        """Stop admission."""
+        with self._cond:
             if self._tenant is not None:
                 self._fallback, self._tenant = self._tenant.spec, None
             self._fire(Trigger.BEGIN)
-            return False
 
     def fallback(self) -> ModelSpec | None:
         """What answered before the running op, or the ones that it superseded, took it away."""

@@ -105,12 +105,10 @@ class Switcher:
         # A model is the same when its entry and its file are. The file is looked at before it is opened: one that is
         # replaced meanwhile counts as another from then on. A missing one gives no reason to let go of what answers.
         unchanged = held is not None and held.spec == spec and facts.identity in (held.identity, None)
-        answering = self._life.tenant()
         log.info("switch started", extra=_fields(op))
-        if unchanged and answering is held and held is not None and held.death is None:
+        if unchanged and held is not None and self._life.keeps(held):
             self._publish("model_switch_started", op, steps=[])
-            if self._life.begin(held):
-                return self._life.kept()
+            return self._life.kept()
         self._close_retiring(op)
         strategy, refused = self._strategy(op, spec, facts)
         op = self._life.take_strategy(strategy)
@@ -208,7 +206,7 @@ class Switcher:
 
     def _clear(self, op: SwitchOp, progress: Progress) -> Freeing:
         """Stop admission, let the running requests end or cut them, and begin to free what they ran on."""
-        self._life.begin(None)
+        self._life.begin()
         if (held := self._held) is not None and held.death is None and op.options.on_inflight is OnInflight.DRAIN:
             self._drain(op, held, time.monotonic() + op.options.drain_timeout_s)
         progress.report(Step.UNLOAD, 0)
