@@ -352,3 +352,24 @@ def test_a_file_that_cannot_be_looked_at_ends_the_rollback_and_not_the_daemon(be
 
 def broken(*args: object) -> None:
     raise RuntimeError("a fault")
+
+
+# -- the end ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_message_that_comes_as_the_switch_thread_ends_is_not_waited_for(bench: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    b = bench()
+    b.load("a")
+    late = threading.Event()
+    stopped = b.manager._life.stopped
+
+    def posts_first(*args: object) -> None:
+        b.manager._life.post(late.set)  # after the last look at the messages
+        stopped(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(b.manager._life, "stopped", posts_first)
+    b.manager.close()
+    assert late.is_set()
+    later = threading.Event()
+    b.manager._on_switch_thread(later.set)
+    assert later.is_set()

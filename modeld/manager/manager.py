@@ -282,9 +282,6 @@ class Manager:
 
     def _on_switch_thread(self, work: Callable[[], None]) -> None:
         """Have it done by the thread whose events tell of it, and wait for that."""
-        if self._thread is None or not self._thread.is_alive():
-            work()
-            return
         done = threading.Event()
 
         def message() -> None:
@@ -293,8 +290,9 @@ class Manager:
             finally:
                 done.set()
 
-        self._life.post(message)
-        if not done.wait(RELOAD_TIMEOUT_S):
+        if self._thread is None or not self._life.post(message):
+            work()
+        elif not done.wait(RELOAD_TIMEOUT_S):
             log.error("the switch thread has not looked up for %.0f s", RELOAD_TIMEOUT_S)
 
     # -- any thread: requests
@@ -461,6 +459,7 @@ class Manager:
         self._life.forget_cancelled()
         self._chores()
         self._life.stopped(OpError(reason.code, reason.message))
+        self._chores()  # the messages that came meanwhile
         self._switcher.close(reason)
         self._memory.close()
         self._hub.close()

@@ -133,6 +133,7 @@ class Lifecycle:
         self._generation = 0
         self._deaths: dict[str, deque[float]] = {}  # by model id, within RELOAD_WINDOW_S
         self._stopping = False
+        self._is_stopped = False  # the switch thread has taken its last messages
         self._ticks = 0  # counts what the switch thread may have to look at
 
     # -- any thread: ops
@@ -317,11 +318,13 @@ class Lifecycle:
             tenant.used_at = self._clock()
             self._wake()
 
-    def post(self, message: Callable[[], None]) -> None:
-        """Have the switch thread call this, also in the middle of an op."""
+    def post(self, message: Callable[[], None]) -> bool:
+        """Have the switch thread call this, also in the middle of an op. False: it takes none any more."""
         with self._cond:
-            self._messages.append(message)
-            self._wake()
+            if not self._is_stopped:
+                self._messages.append(message)
+                self._wake()
+            return not self._is_stopped
 
     def poke(self) -> None:
         """Whoever waits looks again."""
@@ -534,8 +537,9 @@ class Lifecycle:
                 self._cancel_queued(op.op_id, OpCancelled("the daemon is stopping"))
 
     def stopped(self, error: OpError) -> None:
-        """No model answers any more. Idempotent."""
+        """No model answers any more, and no message is taken after those that are there. Idempotent."""
         with self._cond:
+            self._is_stopped = True
             self._fire(Trigger.STOPPED)
             self._tenant = None
             self._error = error
