@@ -373,3 +373,20 @@ def test_a_message_that_comes_as_the_switch_thread_ends_is_not_waited_for(bench:
     later = threading.Event()
     b.manager._on_switch_thread(later.set)
     assert later.is_set()
+
+
+def test_status_survives_a_reload_that_takes_a_suspect_away(bench: Make) -> None:
+    b = bench()
+    b.load("a")
+
+    class Vanishing(dict[str, ModelSpec]):
+        def __contains__(self, key: object) -> bool:
+            b.manager._registry = {}  # a reload, just now
+            return super().__contains__(key)
+
+    b.manager._memory.trying("b", None)
+    b.manager._memory.remembered = b.manager._memory.remembered.after_death(0.0)
+    registry = b.manager._registry
+    b.manager._registry = Vanishing(registry)
+    assert b.manager.status().quarantined == ()
+    b.manager._registry = registry

@@ -350,7 +350,8 @@ class Manager:
 
     def _quarantined(self) -> tuple[str, ...]:
         """Registered models that a start, and a switch without force, pass over."""
-        suspects = [self._registry[model_id] for model_id in self._memory.remembered.crashes if model_id in self._registry]
+        registry = self._registry  # which a reload replaces at any time
+        suspects = [registry[model_id] for model_id in self._memory.remembered.crashes if model_id in registry]
         inspect, quarantine_of = self._host.inspect, self._memory.quarantine_of
         return tuple(spec.id for spec in suspects if quarantine_of(spec.id, inspect(spec).identity) is not None)
 
