@@ -23,15 +23,19 @@ DEMO = """
 server: {host: 127.0.0.1, port: 0}
 default_model: demo-stories
 models:
-  - {id: demo-stories, name: Demo storyteller, path: %(models)s/demo-stories.gguf, n_ctx: 4096, n_parallel: 8}
-  - {id: demo-calc, path: %(models)s/demo-calc.gguf, n_ctx: 2048, n_parallel: 8}
+  - {id: demo-stories, name: Demo storyteller, path: %(models)s/demo-stories.gguf, n_ctx: 4096, n_parallel: 8%(one)s}
+  - {id: demo-calc, path: %(models)s/demo-calc.gguf, n_ctx: 2048, n_parallel: 8%(one)s}
 """
 
 
-def demo_config(folder: Path, more: str = "") -> Path:
-    """The registry of the demo models, written to `folder`; `more` are further entries of `models`."""
+def demo_config(folder: Path, more: str = "", *, one_thread: bool = False) -> Path:
+    """The registry of the demo models, written to `folder`; `more` are further entries of `models`.
+
+    `one_thread`: two threads wait for each other at each node of the graph, which takes for ever where somebody else computes,
+    too.
+    """
     path = folder / "models.yaml"
-    path.write_text(DEMO % {"models": MODELS} + more)
+    path.write_text(DEMO % {"models": MODELS, "one": ", n_threads: 1" if one_thread else ""} + more)
     return path
 
 

@@ -64,7 +64,8 @@ def test_cancelled_loads_end_at_once_and_leave_nothing(tmp_path: Path, n: int, m
     path = deep_model(tmp_path) if model == "deep" else Q05
     if not path.is_file():
         pytest.skip("bench/.cache/q05.gguf is missing: python bench/make_model.py q05")
-    config = demo_config(tmp_path, f"  - {{id: big, path: {path}, n_ctx: 256, n_parallel: 1}}\nswitching: {{probe: false}}\n")
+    entry = f"  - {{id: big, path: {path}, n_ctx: 256, n_parallel: 1, n_threads: 1}}\n"
+    config = demo_config(tmp_path, entry + "switching: {probe: false}\n", one_thread=True)
     r = random.Random(7)
     took, missed, results = [], 0, []
     with Daemon(config) as daemon:

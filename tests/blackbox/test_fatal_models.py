@@ -21,7 +21,7 @@ def config(tmp_path: Path) -> Path:
     [fatal] = [hostile for hostile in all_hostile() if hostile.name == FATAL]
     [(_, raw)] = fatal.files().items()
     (tmp_path / "fatal.gguf").write_bytes(raw)
-    return demo_config(tmp_path, f"  - {{id: fatal, path: fatal.gguf, n_ctx: 512}}\n{UNPROBED}")
+    return demo_config(tmp_path, f"  - {{id: fatal, path: fatal.gguf, n_ctx: 512, n_threads: 1}}\n{UNPROBED}", one_thread=True)
 
 
 def dies_of(config: Path, doing: Callable[[Daemon], object]) -> None:

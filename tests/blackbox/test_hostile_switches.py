@@ -23,7 +23,7 @@ def config_of(hostile: list[Hostile], folder: Path) -> Path:
         f"  - {{id: {ids(h)}, path: {folder}/{h.name}/{next(iter(h.files()))}, n_ctx: 256, n_parallel: 1, n_threads: 1}}\n"
         for h in hostile
     )
-    return demo_config(folder, entries + "switching: {cooldown_failures: 0}\n")
+    return demo_config(folder, entries + "switching: {cooldown_failures: 0}\n", one_thread=True)
 
 
 def ids(hostile: Hostile) -> str:

@@ -84,7 +84,7 @@ def test_a_start_after_kill_9_has_the_last_good_model_and_blames_no_other(tmp_pa
     seed = int(os.environ.get("MODELD_KILL_SEED") or random.randrange(2**32))
     print(f"MODELD_KILL_SEED={seed} kills at the same moments again")
     r = random.Random(seed)
-    config, state = demo_config(tmp_path), tmp_path / "state"
+    config, state = demo_config(tmp_path, one_thread=True), tmp_path / "state"
     with Daemon(config) as daemon:  # a first start has no last good model: let it find one
         daemon.wait_ready()
     allowed = {"demo-stories"}

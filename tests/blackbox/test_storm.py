@@ -11,10 +11,7 @@ from tests.storm import Storm, check_log, every_slot_answers, models_of, settle
 
 def test_200_random_requests_end_once_each_and_leave_nothing(tmp_path: Path) -> None:
     seed = int(os.environ.get("MODELD_STORM_SEED") or 1)
-    config = demo_config(tmp_path)
-    # Two threads wait for each other at each node of the graph, which takes for ever where somebody else computes, too.
-    config.write_text(config.read_text().replace("n_parallel: 8", "n_parallel: 8, n_threads: 1"))
-    with Daemon(config) as daemon:
+    with Daemon(demo_config(tmp_path, one_thread=True)) as daemon:
         models = models_of(daemon)
         every_slot_answers(daemon)
         pid = daemon.process.pid
