@@ -11,7 +11,7 @@ import pytest
 from modeld.errors import LoadFailed, ModelLoading, NoModel, RequestCancelled
 from modeld.manager.manager import Manager
 from modeld.policy import OnBusy, OnInflight, Strategy, SwitchOptions, SwitchPolicy
-from modeld.types import GenerateRequest, ModelSpec, OpState, State, Step
+from modeld.types import GenerateRequest, ModelSpec, OpState, State, Step, SwitchOp
 from tests.fake_runner import DEADLINE_S, FakeFactory, Files, Follower, specs
 from tests.test_state import lifecycle
 from tests.test_switching import Bench, error_of
@@ -53,7 +53,7 @@ def test_a_dead_models_memory_counts_as_leaving_when_it_is_loaded_again(bench: M
 
 
 def test_a_switch_is_not_refused_for_the_memory_of_a_model_that_retires(bench: Make) -> None:
-    b = bench(fits=lambda spec, leaving: "no room" if spec.id == "c" and b.factory.runners[0].closed_with is None else None)
+    b: Bench = bench(fits=lambda spec, leaving: "no room" if spec.id == "c" and b.factory.runners[0].closed_with is None else None)
     b.load("a")
     b.manager.generate(REQUEST)
     b.manager.switch("b", OVERLAP)
@@ -133,7 +133,7 @@ def test_an_idle_models_unload_gives_way_to_a_switch_that_comes_just_then(
 ) -> None:
     b = bench(SwitchPolicy(on_busy=on_busy, idle_unload_s=3600))
     b.load("a")
-    asked = []
+    asked: list[SwitchOp] = []
 
     def just_then() -> float:
         if not asked:
