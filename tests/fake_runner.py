@@ -135,9 +135,10 @@ class FakeRunner:
 class GatedLoad:
     """One load that waits for orders; each is carried out on the loading thread before the method returns."""
 
-    def __init__(self, spec: ModelSpec, on_progress: Callable[[Step, int], bool], on_death: Callable[[Exception], None]) -> None:
-        self.spec = spec
-        self.runner = FakeRunner(spec, on_death)
+    def __init__(self, runner: FakeRunner, on_progress: Callable[[Step, int], bool]) -> None:
+        self.spec = runner.spec
+        self.runner = runner
+        self.thread = threading.current_thread()
         self._on_progress = on_progress
         self._orders: queue.Queue[Callable[[], FakeRunner | None]] = queue.Queue()
 
@@ -154,6 +155,17 @@ class GatedLoad:
     def finish(self) -> FakeRunner:
         self._orders.put(lambda: self.runner)
         return self.runner
+
+    def listen(self) -> None:
+        """From now on it goes on by itself, until it is told to end."""
+
+        def order() -> FakeRunner:
+            for step in (Step.MMAP, Step.WARMUP):
+                if not self._on_progress(step, 100):
+                    raise LoadFailed("told to end")
+            return self.runner
+
+        self._orders.put(order)
 
     def fail(self, error: BaseException) -> None:
         def order() -> None:
@@ -172,8 +184,15 @@ class GatedLoad:
 class FakeFactory:
     """An OpenRunner. Loads pass at once, or, `gated`, wait for orders: take them with `next_load`, in their order."""
 
-    def __init__(self, *, gated: bool = False, at_once: int = 1) -> None:
+    def __init__(
+        self,
+        *,
+        gated: bool = False,
+        at_once: int = 1,
+        make: Callable[[ModelSpec, Callable[[Exception], None]], FakeRunner] = FakeRunner,
+    ) -> None:
         """`at_once`: models that may be open, the one that is being loaded included."""
+        self._make = make
         self.gated = gated
         self.at_once = at_once
         self.runners: list[FakeRunner] = []
@@ -191,7 +210,7 @@ class FakeFactory:
         self._running += 1
         try:
             if self.gated:
-                load = GatedLoad(spec, on_progress, on_death)
+                load = GatedLoad(self._make(spec, on_death), on_progress)
                 self._loads.put(load)
                 runner = load.run()
             else:
@@ -199,7 +218,7 @@ class FakeFactory:
                     for pct in (0, 50, 100):
                         if not on_progress(step, pct):
                             raise LoadFailed("told to end")
-                runner = FakeRunner(spec, on_death)
+                runner = self._make(spec, on_death)
             self.runners.append(runner)
             return runner
         finally:

@@ -12,7 +12,7 @@ from modeld.errors import LoadFailed, ModelLoading, NoModel, RequestCancelled
 from modeld.manager.manager import Manager
 from modeld.policy import OnBusy, OnInflight, Strategy, SwitchOptions, SwitchPolicy
 from modeld.types import GenerateRequest, ModelSpec, OpState, State, Step, SwitchOp
-from tests.fake_runner import DEADLINE_S, FakeFactory, Files, Follower, specs
+from tests.fake_runner import DEADLINE_S, FakeFactory, FakeRunner, Files, Follower, specs
 from tests.test_state import lifecycle
 from tests.test_switching import Bench, error_of
 
@@ -53,8 +53,9 @@ def test_a_dead_models_memory_counts_as_leaving_when_it_is_loaded_again(bench: M
 
 
 def test_a_switch_is_not_refused_for_the_memory_of_a_model_that_retires(bench: Make) -> None:
-    b: Bench = bench(fits=lambda spec, leaving: "no room" if spec.id == "c" and b.factory.runners[0].closed_with is None else None)
-    b.load("a")
+    runners: list[FakeRunner] = []
+    b = bench(fits=lambda spec, leaving: "no room" if spec.id == "c" and runners[0].closed_with is None else None)
+    runners.append(b.load("a"))
     b.manager.generate(REQUEST)
     b.manager.switch("b", OVERLAP)
     b.load("b")
@@ -279,11 +280,12 @@ def test_a_waiting_request_outlives_a_cancelled_op_where_another_one_brings_its_
     load = b.factory.next_load()
     admission = b.manager.admit(replace(REQUEST, model_id="b"))
     assert admission.wait(0.0) is None
-    b.manager.switch("a")
+    b.manager.switch("a", SwitchOptions(on_inflight=OnInflight.DRAIN))
     later, _ = b.manager.switch("b")
     b.manager.cancel(later.op_id)
-    load.finish()
+    runner = load.finish()
     assert admission.wait(DEADLINE_S) is not None
+    runner.finish()
     b.load("a")
 
 
