@@ -92,15 +92,16 @@ class Preflight:
         return tried
 
     def _verify(self, spec: ModelSpec, facts: FileFacts, report: Report) -> None:
-        began = False
+        last = -1
         size = facts.size_bytes or 0
 
         def on_percent(pct: int) -> bool:
-            nonlocal began
-            if pct == 100 and not began:
+            nonlocal last
+            if pct == 100 and last < 0:
                 return True  # a digest that is remembered says 100 alone: that is no phase
-            began = True
-            return report(PhaseNews(Phase.CHECK, pct, size * pct // 100, size))
+            news = PhaseNews(Phase.CHECK, pct, size * pct // 100, size) if pct > last else None
+            last = max(pct, last)
+            return report(news)
 
         self._host.verify(spec, on_percent)
 
