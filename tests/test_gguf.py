@@ -210,7 +210,7 @@ HUGE = 1 << 62
         (build((ARCHITECTURE, ARCHITECTURE)), "the key 'general.architecture' stands in it twice"),
         (build((key("general.alignment", 4, struct.pack("<I", 33)),)), "general.alignment is 33; expected a power of 2"),
         (build((key("general.alignment", 4, struct.pack("<I", 0)),)), "general.alignment is 0; expected a power of 2"),
-        (build((key("general.alignment", 8, text("x")),)), "general.alignment is x; expected a power of 2"),
+        (build((key("general.alignment", 8, text("x")),)), "general.alignment is of type string; expected uint32"),
         (build(tensors=(tensor("n" * 64),)), "a tensor's name of 64 bytes at byte"),
         (build(tensors=(tensor(shape=(1,) * 5),)), "tensor 't' has 5 dimensions; at most 4"),
         (build(tensors=(tensor(kind=4),)), "tensor 't' has the unknown type 4"),

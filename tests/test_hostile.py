@@ -77,6 +77,12 @@ def test_each_refusal_has_words_and_numbers(written: dict[Path, Hostile]) -> Non
             assert problem.isprintable(), (hostile.name, problem)
 
 
+def test_a_value_of_the_wrong_kind_is_not_quoted_as_if_it_were_right(written: dict[Path, Hostile]) -> None:
+    problems = {hostile.name: str(inspect(spec_of(path)).problem) for path, hostile in written.items()}
+    assert problems["alignment-text"].endswith("general.alignment is of type string; expected uint32")
+    assert "llama.rope.scaling.type is a long text; expected one of" in problems["rope-scaling-xxxxxxxx"]
+
+
 @pytest.mark.soak
 def test_what_is_refused_would_not_have_run(written: dict[Path, Hostile]) -> None:
     refused = {path: hostile for path, hostile in written.items() if inspect(spec_of(path)).problem is not None}

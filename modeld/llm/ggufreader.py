@@ -22,6 +22,7 @@ from modeld.llm.ggufvalues import (
     ALIGNMENT_KEY,
     ARRAY,
     INT32,
+    KIND_NAMES,
     PLAIN,
     STRING,
     TENSOR_TYPES,
@@ -319,6 +320,8 @@ def _alignment(values: Mapping[str, Value], kinds: Mapping[str, int]) -> int:
     if ALIGNMENT_KEY not in kinds:
         return DEFAULT_ALIGNMENT
     value = values.get(ALIGNMENT_KEY)
-    if kinds[ALIGNMENT_KEY] != UINT32 or not isinstance(value, int) or value == 0 or value & (value - 1):
+    if (kind := kinds[ALIGNMENT_KEY]) != UINT32:
+        raise BadGguf(f"{ALIGNMENT_KEY} is of type {KIND_NAMES[kind]}; expected uint32")
+    if not isinstance(value, int) or value == 0 or value & (value - 1):
         raise BadGguf(f"{ALIGNMENT_KEY} is {value}; expected a power of 2")
     return value

@@ -207,7 +207,8 @@ def _check_rope(head: Head, arch: str) -> None:
         raise BadGguf(f"{key} is of type {KIND_NAMES[kind]}; expected string")
     scaling = head.values.get(key)
     if kind is not None and scaling not in ROPE_SCALINGS:
-        raise BadGguf(f"{key} is {str(scaling)[:40]!r}; expected one of {', '.join(ROPE_SCALINGS)}")
+        said = f"{scaling[:40]!r}" if isinstance(scaling, str) else "a long text"  # which the reader has passed over
+        raise BadGguf(f"{key} is {said}; expected one of {', '.join(ROPE_SCALINGS)}")
     if (
         arch in ROTATED_BY_SECTIONS
         and (sections := head.values.get(f"{arch}.rope.dimension_sections")) is not None
