@@ -26,11 +26,12 @@ SHORT = ("demo-stories", "demo-calc", "third")
 class Registry:
     """The configuration file that the clients rewrite: two models that stay, one that changes, and one that is broken."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, auto_switch: bool) -> None:
         raw = (MODELS / "demo-calc.gguf").read_bytes()
         (folder / "broken.gguf").write_bytes(raw[:300_000])
         (folder / "third.gguf").write_bytes(raw)  # a file of its own, so that it can be told in the daemon's memory
         self._folder = folder
+        self._switching = f"auto_switch: {str(auto_switch).lower()}, auto_switch_min_stay_s: 0"
         self.path = self.write(4)
 
     def write(self, n_parallel: int) -> Path:
@@ -39,7 +40,8 @@ class Registry:
             f"  - {{id: third, path: {self._folder}/third.gguf, n_ctx: 2048, n_threads: 1, n_parallel: {n_parallel}}}\n"
             f"  - {{id: broken, path: {self._folder}/broken.gguf}}\n"
             f"  - {{id: gone, path: {self._folder}/gone.gguf}}\n"
-            "switching: {cooldown_failures: 0, watch_config: false, kv_keep_bytes: 4194304}\n"
+            "switching: {cooldown_failures: 0, watch_config: false, kv_keep_bytes: 4194304, "
+            f"{self._switching}}}\n"
         )
         scratch = self._folder / "new"
         scratch.mkdir(exist_ok=True)
@@ -231,7 +233,8 @@ def mapped(daemon: Daemon) -> set[str]:
 
 def check_status(status: dict[str, Any]) -> None:
     """What holds at every moment."""
-    assert (status["state"] == "ready") == (status["current_model"] is not None), status
+    is_empty = status["current_model"] is None
+    assert is_empty == (status["state"] != "ready") or (is_empty and status["auto_switch"]), status
     assert status["state"] in ("ready", "loading", "error"), status
     if status["state"] == "error":
         assert status["error"] is not None, status

@@ -18,13 +18,14 @@ N_OPS = 300
 MAX_GROWTH_MB = 16
 
 
+@pytest.mark.parametrize("auto_switch", [False, True], ids=["refusing", "auto_switch"])
 @pytest.mark.parametrize("n_storms", [1, pytest.param(5, marks=pytest.mark.soak)])
-def test_random_operations_end_once_each_and_leave_nothing(tmp_path: Path, n_storms: int) -> None:
+def test_random_operations_end_once_each_and_leave_nothing(tmp_path: Path, n_storms: int, *, auto_switch: bool) -> None:
     seed = int(os.environ.get("MODELD_STORM_SEED") or random.randrange(2**32))
     soak_s = float(os.environ.get("MODELD_SOAK_S") or 0) if n_storms > 1 else 0.0
     print(f"MODELD_STORM_SEED={seed} does the same again")
     begin = time.monotonic()
-    registry = Registry(tmp_path)
+    registry = Registry(tmp_path, auto_switch=auto_switch)
     storms: list[SwitchStorm] = []
     sizes: list[float] = []
     with Daemon(registry.path) as daemon:
@@ -44,6 +45,7 @@ def test_random_operations_end_once_each_and_leave_nothing(tmp_path: Path, n_sto
             status = daemon.wait_status(lambda status: status["retiring_model"] is None and status["op"] is None)
             check_status(status)
             assert (status["current_model"], status["queued_ops"], status["error"]) == ("demo-stories", 0, None)
+            assert status["waiting"] == 0
             settle(daemon, (before[0] + 1, before[1] + 1))  # the watcher has a connection, and a thread, of its own
             every_slot_answers(daemon)
             assert mapped(daemon) == {"demo-stories.gguf"}
