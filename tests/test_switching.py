@@ -25,6 +25,7 @@ from modeld.errors import (
     OpEnded,
     ProbeFailed,
     RequestCancelled,
+    ShuttingDown,
     SwitchRejected,
 )
 from modeld.manager.journal import Journal
@@ -178,6 +179,17 @@ def test_a_cancelled_drain_leaves_the_model_as_it_was(bench: Make) -> None:
     assert (status.state, status.current_model, status.generation, status.error) == (State.READY, "a", 1, None)
     assert (old.closed_with, old.n_open) == (None, 1)
     b.manager.generate(REQUEST)
+
+
+def test_a_stop_in_a_drain_tells_the_requests_of_the_stop(bench: Make) -> None:
+    b = bench()
+    old = b.load("a")
+    b.manager.generate(REQUEST)
+    op, _ = b.manager.switch("b", DRAIN)
+    b.wait_at(op, "drain")
+    b.manager.close()
+    assert isinstance(old.closed_with, ShuttingDown)
+    assert b.manager.op(op.op_id).state is OpState.CANCELLED
 
 
 def test_an_engine_that_dies_while_it_is_drained_ends_the_drain(bench: Make) -> None:

@@ -242,7 +242,7 @@ class Switcher:
         if self._held is None:
             return Freeing(None, self._host.resident_bytes)
         held, self._held = self._held, None
-        return self._close_runner(held, _why_closed(held, op))
+        return self._close_runner(held, _why_closed(held, op, stopping=self._life.stopping))
 
     def _close_runner(self, tenant: Tenant, reason: ModeldError) -> Freeing:
         """End its requests and threads, and begin to free it. A close that fails is logged, and the caller goes on.
@@ -497,10 +497,12 @@ def _fields(op: SwitchOp) -> dict[str, object]:
     return {"op_id": op.op_id, "model_id": op.target_model_id}
 
 
-def _why_closed(tenant: Tenant, op: SwitchOp) -> ModeldError:
+def _why_closed(tenant: Tenant, op: SwitchOp, *, stopping: bool) -> ModeldError:
     if tenant.death is not None:
         log.error("the engine died: %s", tenant.death, extra={**_fields(op), "model_id": tenant.spec.id}, exc_info=tenant.death)
         return EngineFailed(f"the engine of {tenant.spec.id!r} died: {tenant.death}")
+    if stopping:
+        return ShuttingDown("the daemon is stopping")
     if op.target_model_id is None:
         return ModelSwitched(f"the model {tenant.spec.id!r} was unloaded while the request ran", retry_after_s=1)
     return ModelSwitched(

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.daemon import MODELS, Daemon, StreamReader, demo_config
+from tests.deep_model import deep_model
 
 LONG = {"prompt": "One day", "max_tokens": 400, "ignore_eos": True, "n": 2, "temperature": 1.0, "seed": 3}
 ENDS = ("model_ready", "model_error", "model_unloaded")
@@ -269,3 +270,39 @@ def test_an_unloaded_model_stays_unloaded_over_a_restart(tmp_path: Path) -> None
     with Daemon(config) as daemon:
         daemon.wait_ready()
         assert daemon.get("/status")["current_model"] == "demo-calc"
+
+
+# -- the end of the daemon -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("at", ["drain", "mmap", pytest.param("probe", marks=pytest.mark.soak)])
+def test_a_stop_in_the_middle_of_switches_ends_each_of_them_and_blames_nobody(tmp_path: Path, at: str) -> None:
+    deep = deep_model(tmp_path)
+    entry = f"  - {{id: deep, path: {deep}, n_ctx: 256, n_parallel: 1, n_threads: 1}}\n"
+    more = f"switching: {{probe: {str(at == 'probe').lower()}}}\n"
+    config = demo_config(tmp_path, entry + more, one_thread=True)
+    with Daemon(config) as daemon, daemon.events() as events, ExitStack() as stack:
+        daemon.wait_ready()
+        stream = stack.enter_context(daemon.stream("/v1/completions", LONG))
+        frames = iter(stream)
+        next(frames)
+        targets = ("deep", "demo-calc", "demo-stories", "deep")
+        options = {"on_inflight": "drain"} if at == "drain" else {}
+        op_ids = [daemon.switch(target, **options) for target in targets]
+        events.until(lambda e: at in (e.data.get("phase"), e.data.get("step")) and e.data["op_id"] == op_ids[0])
+        daemon.process.terminate()
+        list(frames)
+        list(events)  # until the daemon closes them
+        assert daemon.wait() == 0
+    ends = {e.data["op_id"]: (e.name, e.data["code"]) for e in events.seen if e.name in ENDS and e.data["op_id"] in op_ids}
+    assert ends == dict.fromkeys(op_ids, ("model_error", "op_cancelled"))
+    assert sum(e.name in ENDS and e.data["op_id"] in op_ids for e in events.seen) == len(op_ids)
+    assert not stream.done
+    assert stream.frames[-1]["error"]["code"] == ("model_switched" if at == "mmap" else "shutting_down")
+    with Daemon(config) as daemon:
+        daemon.wait_ready()
+        status = daemon.get("/status")
+        assert (status["current_model"], status["quarantined"]) == ("demo-stories", [])
+        assert not any("died" in str(line.get("msg")) for line in daemon.lines)
+        history = daemon.get("/ops")["ops"]
+        assert {op["op_id"]: op["state"] for op in history if op["op_id"] in op_ids} == dict.fromkeys(op_ids, "cancelled")
