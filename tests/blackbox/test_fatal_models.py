@@ -127,3 +127,21 @@ def test_a_changed_default_that_ends_the_process_gives_way_to_the_last_good_mode
         daemon.wait_ready()
         status = daemon.get("/status")
         assert (status["current_model"], status["quarantined"]) == ("demo-stories", ["fatal"])
+
+
+@pytest.mark.soak
+def test_a_last_good_model_whose_file_was_replaced_by_a_fatal_one_gives_way_to_the_default(config: Path) -> None:
+    """The last good file is never quarantined; another file under its name is not that file."""
+    fatal = config.with_name("fatal.gguf")
+    fatal.rename(config.with_name("kept.gguf"))
+    fatal.write_bytes((MODELS / "demo-calc.gguf").read_bytes())
+    with Daemon(config) as daemon:
+        daemon.wait_ready()
+        assert daemon.switched("fatal")["state"] == "succeeded"
+    config.with_name("kept.gguf").rename(fatal)
+    dies_of(config, lambda daemon: None)
+    dies_of(config, lambda daemon: None)
+    with Daemon(config) as daemon:
+        daemon.wait_ready()
+        status = daemon.get("/status")
+        assert (status["current_model"], status["quarantined"]) == ("demo-stories", ["fatal"])
