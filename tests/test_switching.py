@@ -735,6 +735,16 @@ def test_a_start_loads_what_answered_last(bench: Make, tmp_path: Path) -> None:
     assert again.manager.ops()[0].reason is OpReason.START
 
 
+def test_a_switch_to_what_is_loaded_is_later_than_an_edit_of_the_default(bench: Make, tmp_path: Path) -> None:
+    b = bench(folder=tmp_path)
+    b.load("a")
+    b.manager.reconfigure(specs(*"abc"), "b", SwitchPolicy())
+    op, _ = b.manager.switch("a")
+    b.follower.ended(op)
+    b.manager.close()
+    bench(folder=tmp_path, default="b").load("a")
+
+
 def test_what_answers_is_remembered_before_anybody_can_see_it(bench: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     b = bench()
     life, seen = b.manager._life, []

@@ -108,6 +108,7 @@ class Switcher:
         log.info("switch started", extra=_fields(op))
         if unchanged and held is not None and self._life.keeps(held):
             self._publish("model_switch_started", op, steps=[])
+            self._memory.loaded(spec.id, held.identity, str(spec.path))  # a switch: an edit of default_model is older
             return self._life.kept()
         self._close_retiring(op)
         strategy, refused = self._strategy(op, spec, facts)
