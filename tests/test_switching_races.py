@@ -302,6 +302,19 @@ def test_a_request_without_a_name_waits_for_the_model_that_has_just_died(bench: 
     b.load("b")
 
 
+def test_an_op_that_fails_at_once_and_brings_the_model_before_back_begins_with_its_first_event(bench: Make) -> None:
+    b = bench()
+    b.load("a")
+    b.manager.switch("b")
+    load = b.factory.next_load()
+    op, _ = b.manager.switch("c", SUPERSEDE)
+    b.manager.reconfigure(specs("a", "b"), "a", SwitchPolicy())
+    load.fail(LoadFailed("told to end"))
+    b.load("a")
+    assert error_of(b, op) == ("model_load_failed", "a")
+    assert b.names(op)[0] == "model_switch_started"
+
+
 # -- faults of what the manager calls -------------------------------------------------------------------------------------
 
 

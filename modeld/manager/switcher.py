@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TypeVar
@@ -69,6 +69,7 @@ class Switcher:
         self._publish = publish
         self._chores = chores
         self._held: Tenant | None = None  # opened and not closed yet, answering or not
+        self._begun: str | None = None  # the op whose model_switch_started was published last
         self.policy = SwitchPolicy()
 
     # -- one op
@@ -107,14 +108,14 @@ class Switcher:
         unchanged = held is not None and held.spec == spec and facts.identity in (held.identity, None)
         log.info("switch started", extra=_fields(op))
         if unchanged and held is not None and self._life.keeps(held):
-            self._publish("model_switch_started", op, steps=[])
+            self._tell_start(op, ())
             self._memory.loaded(spec.id, held.identity, str(spec.path))  # a switch: an edit of default_model is older
             return self._life.kept()
         self._close_retiring(op)
         strategy, refused = self._strategy(op, spec, facts)
         op = self._life.take_strategy(strategy)
         order = BESIDE if strategy is Strategy.OVERLAP else ORDER
-        self._publish("model_switch_started", op, steps=[step.value for step in order], strategy=strategy.value)
+        self._tell_start(op, order, strategy=strategy.value)
         if refused is not None:
             raise refused
         if not unchanged:
@@ -193,7 +194,7 @@ class Switcher:
     def _unload(self, op: SwitchOp) -> SwitchOp:
         self._close_retiring(op)
         held = self._held
-        self._publish("model_switch_started", op, steps=[Step.UNLOAD.value] if held is not None else [])
+        self._tell_start(op, (Step.UNLOAD,) if held is not None else ())
         progress = Progress(partial(self._emit_step, op, FileFacts()), (Step.UNLOAD,))
         self._clear(op, progress).wait()
         if op.reason is not OpReason.IDLE:  # after which the next start loads what this one did
@@ -431,6 +432,8 @@ class Switcher:
                 return self._life.failed(state, failure)  # it is what has just failed
             log.info("rolling back", extra={**_fields(op), "to": fallback.id})
             tenant = Tenant(fallback, known.identity)
+            if self._begun != op.op_id:
+                self._tell_start(op, ())  # it failed before, and what comes now is told of
             emit(Step.MMAP, 0)
             if known.problem is not None:
                 raise LoadFailed(f"cannot load {fallback.path}: {known.problem}")
@@ -471,6 +474,10 @@ class Switcher:
                 return True
             if not self._life.pause(seen, deadline):
                 return done()
+
+    def _tell_start(self, op: SwitchOp, steps: Sequence[Step], **data: object) -> None:
+        self._begun = op.op_id
+        self._publish("model_switch_started", op, steps=[step.value for step in steps], **data)
 
     def _raise_if_ending(self) -> None:
         if (why := self._life.ending()) is not None:
