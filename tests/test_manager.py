@@ -26,8 +26,8 @@ from modeld.errors import (
 )
 from modeld.events import Event, SubscriptionEnded
 from modeld.manager import manager as manager_module
+from modeld.manager.deaths import MAX_RELOADS
 from modeld.manager.manager import Manager
-from modeld.manager.state import MAX_RELOADS
 from modeld.policy import OnFailure, SwitchOptions, SwitchPolicy
 from modeld.types import ChatMessage, GenerateRequest, Load, ModelSpec, OpState, State, Status, Step, SwitchOp
 from tests.fake_runner import DEADLINE_S, FakeFactory, Files, Follower, specs

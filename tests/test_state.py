@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 
 from modeld.errors import EngineFailed, ModelLoading, ModelNotLoaded, NoModel, NotFound, OpCancelled, QueueFull, ShuttingDown
 from modeld.manager import ops
+from modeld.manager.deaths import MAX_RELOADS, RELOAD_WINDOW_S
 from modeld.manager.ops import OpLog
 from modeld.manager.progress import Progress
 from modeld.manager.runner import Runner
-from modeld.manager.state import MAX_RELOADS, RELOAD_WINDOW_S, TRANSITIONS, InvalidTransition, Lifecycle, Trigger
+from modeld.manager.state import Lifecycle
 from modeld.manager.tenant import Tenant
+from modeld.manager.transitions import TRANSITIONS, InvalidTransition, Trigger
 from modeld.types import OpError, OpState, State, Step
 from tests.fake_runner import FakeRunner, specs
 

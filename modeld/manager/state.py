@@ -1,4 +1,4 @@
-"""Which state is the daemon in, and what may happen next? Trigger, TRANSITIONS, Lifecycle (the one Condition).
+"""Which state is the daemon in, and what may happen next? Lifecycle: the one Condition.
 
 A read of the state that gates a change is one method here, under one lock: whether an op may start, whether a request is
 admitted, whether a model that has been loaded becomes the one that answers.
@@ -6,7 +6,6 @@ admitted, whether a model that has been loaded becomes the one that answers.
 
 from __future__ import annotations
 
-import enum
 import math
 import threading
 import time
@@ -26,59 +25,17 @@ from modeld.errors import (
     ShuttingDown,
     SwitchRejected,
 )
+from modeld.manager.deaths import Deaths
 from modeld.manager.demand import Demand, Demands
 from modeld.manager.ops import DEFAULTS, OpLog
 from modeld.manager.tenant import Tenant
+from modeld.manager.transitions import TRANSITIONS, InvalidTransition, Trigger
 from modeld.policy import OnBusy, Strategy, SwitchOptions
 from modeld.types import Load, ModelSpec, OpError, OpKind, OpReason, OpState, Phase, State, Status, Step, SwitchOp
 
-MAX_RELOADS = 3  # of one model whose engine dies again and again, within
-RELOAD_WINDOW_S = 600.0
 MAX_DEMANDS = 1024
 
 NO_LOAD = Load(slots_total=0, slots_busy=0, queued=0)
-
-
-class Trigger(enum.Enum):
-    BEGIN = "begin"  # an op takes the model away: admission stops
-    LOADED = "loaded"  # the op's model is warm and answers from now on
-    RESTORED = "restored"  # the op failed, and the model before answers again
-    EMPTIED = "emptied"  # without a fault there is no model, and none is to answer
-    RESTED = "rested"  # there is none, and the next request brings one (auto_switch)
-    FAILED = "failed"  # the op ended and no model answers
-    DIED = "died"  # the engine of the model that answers ended by itself
-    STOPPED = "stopped"  # the daemon ends
-
-
-# Initially: LOADING with a model to load at start; without, ERROR (no_model), or READY where the next request brings one.
-TRANSITIONS: dict[tuple[State, Trigger], State] = {
-    (State.READY, Trigger.BEGIN): State.LOADING,
-    (State.READY, Trigger.LOADED): State.READY,  # overlap: the next request goes to the new model
-    (State.READY, Trigger.FAILED): State.READY,  # auto_switch without a model: the op failed before it began
-    (State.READY, Trigger.DIED): State.LOADING,  # an op is queued by then: a reload, or a switch that waited
-    (State.READY, Trigger.EMPTIED): State.ERROR,  # auto_switch is turned off without a model
-    (State.READY, Trigger.STOPPED): State.ERROR,
-    (State.LOADING, Trigger.BEGIN): State.LOADING,  # the first op, and the one after a death
-    (State.LOADING, Trigger.LOADED): State.READY,
-    (State.LOADING, Trigger.RESTORED): State.READY,
-    (State.LOADING, Trigger.EMPTIED): State.ERROR,
-    (State.LOADING, Trigger.RESTED): State.READY,
-    (State.LOADING, Trigger.FAILED): State.ERROR,
-    (State.LOADING, Trigger.STOPPED): State.ERROR,
-    (State.ERROR, Trigger.BEGIN): State.LOADING,
-    (State.ERROR, Trigger.FAILED): State.ERROR,  # before it began
-    (State.ERROR, Trigger.RESTED): State.READY,  # auto_switch is turned on without a model
-    (State.ERROR, Trigger.STOPPED): State.ERROR,
-}
-
-
-class InvalidTransition(Exception):
-    """A trigger that the state does not know; nothing has changed."""
-
-    def __init__(self, state: State, trigger: Trigger) -> None:
-        super().__init__(f"{trigger.value} is not possible in state {state.value}")
-        self.state = state
-        self.trigger = trigger
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +88,7 @@ class Lifecycle:
         self._messages: deque[Callable[[], None]] = deque()  # for the switch thread
         self._demands = Demands(MAX_DEMANDS)
         self._generation = 0
-        self._deaths: dict[str, deque[float]] = {}  # by model id, within RELOAD_WINDOW_S
+        self._deaths = Deaths()
         self._stopping = False
         self._is_stopped = False  # the switch thread has taken its last messages
         self._ticks = 0  # counts what the switch thread may have to look at
@@ -404,7 +361,7 @@ class Lifecycle:
             if (dead := self._dead()) is not None:
                 self._tenant, self._fallback = None, dead.spec
                 self._fire(Trigger.DIED)
-                refusal = self._count_death(dead)
+                refusal = self._deaths.count(dead.spec.id, dead.death, self._clock())
                 if len(self._ops):
                     refusal = None  # somebody asked for that switch: it is tried, whatever happened before
                 else:
@@ -670,19 +627,6 @@ class Lifecycle:
 
     def _dead(self) -> Tenant | None:
         return self._tenant if self._tenant is not None and self._tenant.death is not None else None
-
-    def _count_death(self, dead: Tenant) -> EngineFailed | None:
-        """Remember it; an error when the model has died too often to be loaded again without being asked."""
-        now = self._clock()
-        deaths = self._deaths.setdefault(dead.spec.id, deque(maxlen=MAX_RELOADS + 1))
-        deaths.append(now)
-        recent = sum(now - at <= RELOAD_WINDOW_S for at in deaths)
-        if recent <= MAX_RELOADS:
-            return None
-        return EngineFailed(
-            f"the engine of {dead.spec.id!r} died {recent} times within {RELOAD_WINDOW_S / 60:.0f} minutes, so it is not "
-            f"loaded again by itself (POST /switch does); the last reason: {dead.death}"
-        )
 
     def _not_ready(self) -> ModelLoading | NoModel:
         if self._state is State.ERROR or (self._state is State.READY and self._tenant is None):
