@@ -118,7 +118,7 @@ def test_a_model_that_dies_as_somebody_switches_to_it_begins_one_op(bench: Make,
         old.die(RuntimeError("x"))
         publish(*args, **data)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(b.manager._switcher, "_publish", dies_first)
+    monkeypatch.setattr(b.manager._switcher._teller, "event", dies_first)
     op, _ = b.manager.switch("a")
     b.load("a")
     b.follower.ended(op)
@@ -136,13 +136,13 @@ def test_an_idle_models_unload_gives_way_to_a_switch_that_comes_just_then(
     b.load("a")
     asked: list[SwitchOp] = []
 
-    def just_then() -> float:
+    def just_then(policy: SwitchPolicy) -> float:
         if not asked:
             asked.append(b.manager.switch("b")[0])
         return 0.0
 
     b.wait(lambda: b.manager._life.is_at_rest())
-    monkeypatch.setattr(b.manager, "_idle_at", just_then)
+    monkeypatch.setattr(b.manager._upkeep, "_idle_at", just_then)
     b.manager.look_again()
     b.load("b")
     monkeypatch.undo()

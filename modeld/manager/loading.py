@@ -1,4 +1,4 @@
-"""How is work watched that nobody can interrupt? Watched: it runs on `modeld-load`, and the switch thread looks on.
+"""How is work watched that nobody can interrupt? Watched runs on `modeld-load`, and the switch thread is on the Lookout.
 
 libllama's load is one C call, and a read from a disk that has gone does not return at all. Such work can be told to end only
 where it reports progress, so the thread that waits for it must be another one: that one sees work that stalls, and goes on
@@ -14,7 +14,8 @@ import time
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from modeld.errors import LoadFailed, ModeldError, OpCancelled
+from modeld.errors import LoadFailed, LoadStalled, ModeldError, OpCancelled
+from modeld.manager.state import Lifecycle
 from modeld.threads import BIG_STACK_BYTES, start_thread
 
 log = logging.getLogger("modeld.switch")
@@ -123,3 +124,46 @@ class Watched(Generic[N, T]):
             abandoned = self._is_abandoned
         self._told = self.ending()
         return self._told is None and not abandoned
+
+
+class Lookout:
+    """How the switch thread waits in the middle of an op: it goes on with what cannot wait. Its alone."""
+
+    def __init__(self, life: Lifecycle, chores: Callable[[], None]) -> None:
+        """`chores` is called whenever the thread wakes: messages, and events of ops that ended while they waited."""
+        self._life = life
+        self._chores = chores
+
+    def wait(self, done: Callable[[], bool], deadline: float) -> bool:
+        """Until `done`, which is asked whenever something happens; False: it is `deadline` (monotonic) first."""
+        while True:
+            seen = self._life.ticks()
+            self._chores()
+            if done():
+                return True
+            if not self._life.pause(seen, deadline):
+                return done()
+
+    def watch(self, what: str, watched: Watched[N, T], on_news: Callable[[N], None], stall_s: float) -> T:
+        """What comes of the work, whose news are passed on meanwhile. Raises LoadStalled when there is none for too long."""
+
+        def ended() -> bool:
+            finished = watched.is_finished  # before its news is taken: none comes after the end
+            for news in watched.news():
+                on_news(news)
+            return finished
+
+        try:
+            while not self.wait(ended, watched.heard_at + stall_s):
+                if time.monotonic() - watched.heard_at >= stall_s and watched.abandon():
+                    stalled = LoadStalled(f"{what} made no progress for {stall_s:.0f} s (switching.load_stall_timeout_s)")
+                    raise watched.ending() or stalled
+        except Exception:
+            watched.give_up()
+            raise
+        return watched.result()
+
+    def raise_if_ending(self) -> None:
+        """Raises why the running op must end, if it must."""
+        if (why := self._life.ending()) is not None:
+            raise why

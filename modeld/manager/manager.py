@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,13 +25,17 @@ from modeld.manager.admission import Admission, Cancellable
 from modeld.manager.cooldown import Cooldowns
 from modeld.manager.history import recalled, record_of
 from modeld.manager.journal import Journal
+from modeld.manager.leaving import Leaving
+from modeld.manager.loading import Lookout
 from modeld.manager.metrics import SwitchMetrics
 from modeld.manager.preflight import Preflight
 from modeld.manager.runner import Embedding, Generation, Host, OpenRunner, Runner
 from modeld.manager.state import Lifecycle, Task
 from modeld.manager.statefile import StateFile
 from modeld.manager.switcher import Switcher
-from modeld.policy import OnInflight, Strategy, SwitchOptions, SwitchPolicy
+from modeld.manager.telling import Teller
+from modeld.manager.upkeep import Upkeep
+from modeld.policy import Strategy, SwitchOptions, SwitchPolicy
 from modeld.threads import BIG_STACK_BYTES, start_thread
 from modeld.types import (
     ChatMessage,
@@ -101,10 +104,13 @@ class Manager:
         self._hub = EventHub(self.status())
         self._cooldowns = Cooldowns()
         self._preflight = Preflight(host, self._memory, self._cooldowns)
+        teller, lookout = Teller(self._life, self._publish), Lookout(self._life, self._chores)
+        self._leaving = Leaving(self._life, host.resident_bytes, teller, lookout)
         self._switcher = Switcher(
-            self._life, host, open_runner, self._memory, self._cooldowns, self._preflight, self._publish, self._chores
+            self._life, host, open_runner, self._memory, self._cooldowns, self._preflight, teller, lookout, self._leaving
         )
         self._switcher.policy = policy
+        self._upkeep = Upkeep(self._life)
         if choice.model_id is not None:
             if default_model is not None and default_model != choice.model_id:
                 self._life.fall_back_on(self._registry[default_model])
@@ -384,7 +390,7 @@ class Manager:
                     self._perform(task)
                     continue
                 if self._life.is_at_rest():
-                    self._life.pause(seen, min(self._switcher.retire_by(), self._wake_at()))
+                    self._life.pause(seen, min(self._leaving.retire_by(), self._upkeep.act_at(self._policy)))
         finally:
             self._shut_down()
 
@@ -405,44 +411,8 @@ class Manager:
             except Exception:
                 log.exception("a fault while taking a message")
         if self._life.is_at_rest() and not self._life.stopping:
-            self._switcher.retire()
-            self._unload_idle()
-            self._follow_demand()
-
-    def _unload_idle(self) -> None:
-        tenant = self._life.tenant()
-        used_at = tenant.used_at if tenant is not None else 0.0  # before the look at what it does
-        if tenant is not None and self._idle_at() <= time.monotonic():
-            self._life.accept_idle(tenant, used_at, replace(self._policy.options(), on_inflight=OnInflight.DRAIN))
-
-    def _follow_demand(self) -> None:
-        if self._demand_at() <= time.monotonic():
-            self._life.accept_demanded(replace(self._policy.options(), on_inflight=OnInflight.DRAIN))
-
-    def _wake_at(self) -> float:
-        """When there is something to do though nothing happens, on the monotonic clock."""
-        return min(self._idle_at(), self._demand_at())
-
-    def _idle_at(self) -> float:
-        """When the model is to be unloaded because nobody uses it; infinity while somebody does, or none is to be."""
-        tenant = self._life.tenant()
-        if not self._policy.idle_unload_s or tenant is None or tenant.runner is None:
-            return math.inf
-        if self._life.n_entering(tenant) or tenant.runner.load().n_open:
-            return math.inf
-        return tenant.used_at + self._policy.idle_unload_s
-
-    def _demand_at(self) -> float:
-        """When to switch to what the longest waiting request wants: once its model's predecessor has stayed for long enough, or
-        has nothing to do."""
-        if not self._policy.auto_switch or self._life.demanded() is None:
-            return math.inf
-        tenant = self._life.tenant()
-        if tenant is None or tenant.runner is None:
-            return 0.0
-        if not self._life.n_entering(tenant) and not tenant.runner.load().n_open:
-            return 0.0
-        return tenant.since + self._policy.auto_switch_min_stay_s
+            self._leaving.retire()
+            self._upkeep.act(self._policy)
 
     def _record(self, op: SwitchOp) -> None:
         self.metrics.ended(op)

@@ -5,31 +5,30 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import TypeVar
 
 from modeld.errors import (
     EngineFailed,
     InsufficientMemory,
     LoadFailed,
-    LoadStalled,
     ModelCooldown,
     ModeldError,
     ModelQuarantined,
-    ModelSwitched,
     OpCancelled,
     ShuttingDown,
 )
 from modeld.manager.cooldown import Cooldowns
 from modeld.manager.freeing import Freeing
-from modeld.manager.loading import Watched
+from modeld.manager.leaving import Leaving, why_closed
+from modeld.manager.loading import Lookout, Watched
 from modeld.manager.preflight import Preflight, Report
 from modeld.manager.progress import BESIDE, ORDER, Progress
 from modeld.manager.runner import Host, OpenRunner, Runner
 from modeld.manager.state import Lifecycle, Task
 from modeld.manager.statefile import StateFile
+from modeld.manager.telling import Teller, op_fields
 from modeld.manager.tenant import Tenant
 from modeld.policy import OnFailure, OnInflight, Strategy, SwitchPolicy
 from modeld.types import FileFacts, ModelSpec, OpError, OpKind, OpReason, OpState, Phase, Step, SwitchOp
@@ -37,12 +36,6 @@ from modeld.types import FileFacts, ModelSpec, OpError, OpKind, OpReason, OpStat
 log = logging.getLogger("modeld.switch")
 
 NO_MODEL = OpError("no_model", "the model was unloaded; POST /switch loads one")
-
-N = TypeVar("N")
-T = TypeVar("T")
-
-Publish = Callable[..., None]
-"""publish(name, op, **data): an event of the op, which left the daemon in the status that holds now."""
 
 
 class Switcher:
@@ -56,20 +49,20 @@ class Switcher:
         memory: StateFile,
         cooldowns: Cooldowns,
         preflight: Preflight,
-        publish: Publish,
-        chores: Callable[[], None],
+        teller: Teller,
+        lookout: Lookout,
+        leaving: Leaving,
     ) -> None:
-        """`chores` is called whenever the thread wakes in the middle of an op: what cannot wait for the op's end."""
         self._life = life
         self._host = host
         self._open_runner = open_runner
         self._memory = memory
         self._cooldowns = cooldowns
         self._preflight = preflight
-        self._publish = publish
-        self._chores = chores
+        self._teller = teller
+        self._lookout = lookout
+        self._leaving = leaving
         self._held: Tenant | None = None  # opened and not closed yet, answering or not
-        self._begun: str | None = None  # the op whose model_switch_started was published last
         self.policy = SwitchPolicy()
 
     # -- one op
@@ -84,7 +77,7 @@ class Switcher:
         try:
             if task.op.kind is OpKind.UNLOAD:
                 op = self._unload(task.op)
-                log.info("model unloaded", extra=_fields(op))
+                log.info("model unloaded", extra=op_fields(op))
                 return op
             if spec is None:
                 raise LoadFailed(f"{task.op.target_model_id!r} is not in the registry any more")
@@ -93,9 +86,9 @@ class Switcher:
         except Exception as error:  # noqa: BLE001 - an op's boundary: _fail logs it and says so
             return self._fail(task.op, spec, facts, error)
         ms = round((time.monotonic() - began) * 1000, 3)
-        log.info("model ready", extra={**_fields(op), "ms": ms})
+        log.info("model ready", extra={**op_fields(op), "ms": ms})
         generation = self._life.status().generation
-        self._publish("model_ready", op, current_model_id=op.target_model_id, generation=generation, ms=ms)
+        self._teller.event("model_ready", op, current_model_id=op.target_model_id, generation=generation, ms=ms)
         self._memory.sync()  # what a loss of power must not take; nobody waits for it
         return op
 
@@ -106,32 +99,32 @@ class Switcher:
         # A model is the same when its entry and its file are. The file is looked at before it is opened: one that is
         # replaced meanwhile counts as another from then on. A missing one gives no reason to let go of what answers.
         unchanged = held is not None and held.spec == spec and facts.identity in (held.identity, None)
-        log.info("switch started", extra=_fields(op))
+        log.info("switch started", extra=op_fields(op))
         if unchanged and held is not None and self._life.keeps(held):
-            self._tell_start(op, ())
+            self._teller.start(op, ())
             self._memory.loaded(spec.id, held.identity, str(spec.path))  # a switch: an edit of default_model is older
             return self._life.kept()
-        self._close_retiring(op)
+        self._leaving.make_room(op)
         strategy, refused = self._strategy(op, spec, facts)
         op = self._life.take_strategy(strategy)
         order = BESIDE if strategy is Strategy.OVERLAP else ORDER
-        self._tell_start(op, order, strategy=strategy.value)
+        self._teller.start(op, order, strategy=strategy.value)
         if refused is not None:
             raise refused
         if not unchanged:
             if facts.problem is not None:
                 raise LoadFailed(f"cannot load {spec.path}: {facts.problem}")
             self._check(op, spec, facts)
-        self._raise_if_ending()
+        self._lookout.raise_if_ending()
         if task.refusal is not None:
-            self._clear(op, Progress(partial(self._emit_step, op, facts))).wait()
+            self._clear(op, Progress(partial(self._teller.step, op, facts))).wait()
             raise task.refusal
 
         tenant = Tenant(spec, facts.identity)
-        progress = Progress(partial(self._emit_step, op, facts), order)
-        freeing = Freeing(None, self._host.resident_bytes) if strategy is Strategy.OVERLAP else self._clear(op, progress)
+        progress = Progress(partial(self._teller.step, op, facts), order)
+        freeing = self._leaving.nothing() if strategy is Strategy.OVERLAP else self._clear(op, progress)
         try:
-            self._raise_if_ending()
+            self._lookout.raise_if_ending()
             self._memory.trying(spec.id, facts.identity)  # not before: a process that ends in a long drain has not tried it
             progress.report(Step.MMAP, 0)
             tenant.runner = self._load(tenant, progress.report, freeing)
@@ -143,7 +136,7 @@ class Switcher:
             op = self._remembering(tenant, lambda: self._life.loaded(tenant, retire_s=op.options.drain_timeout_s))
         except Exception:
             self._held = replaced
-            self._close_runner(tenant, EngineFailed(f"loading {spec.id!r} did not succeed")).wait()
+            self._leaving.close(tenant, EngineFailed(f"loading {spec.id!r} did not succeed")).wait()
             raise
         self._cooldowns.succeeded(spec.id)
         return op
@@ -156,9 +149,8 @@ class Switcher:
             return self._preflight.run(op, spec, facts, policy, report, self._life.ending)
 
         watched = Watched(work, ending=self._life.ending, poke=self._life.poke, discard=lambda _tried: None)
-        tried = self._watch(
-            f"reading {spec.path}", watched, lambda news: self._emit_phase(op, news.phase, news.pct, news.done, news.total)
-        )
+        stall_s = policy.load_stall_timeout_s or math.inf
+        tried = self._lookout.watch(f"reading {spec.path}", watched, lambda news: self._teller.phase(op, *news), stall_s)
         if tried:
             self._memory.vouch(str(spec.path), facts.identity)
 
@@ -192,15 +184,15 @@ class Switcher:
             return Strategy.REPLACE, error
 
     def _unload(self, op: SwitchOp) -> SwitchOp:
-        self._close_retiring(op)
+        self._leaving.make_room(op)
         held = self._held
-        self._tell_start(op, (Step.UNLOAD,) if held is not None else ())
-        progress = Progress(partial(self._emit_step, op, FileFacts()), (Step.UNLOAD,))
+        self._teller.start(op, (Step.UNLOAD,) if held is not None else ())
+        progress = Progress(partial(self._teller.step, op, FileFacts()), (Step.UNLOAD,))
         self._clear(op, progress).wait()
         if op.reason is not OpReason.IDLE:  # after which the next start loads what this one did
             self._memory.unloaded()  # before anybody can see it
         op = self._life.emptied(NO_MODEL)
-        self._publish("model_unloaded", op, model_id=held.spec.id if held is not None else None)
+        self._teller.event("model_unloaded", op, model_id=held.spec.id if held is not None else None)
         self._memory.sync()
         return op
 
@@ -210,90 +202,18 @@ class Switcher:
         """Stop admission, let the running requests end or cut them, and begin to free what they ran on."""
         self._life.begin()
         if (held := self._held) is not None and held.death is None and op.options.on_inflight is OnInflight.DRAIN:
-            self._drain(op, held, time.monotonic() + op.options.drain_timeout_s)
+            self._leaving.drain(op, held, time.monotonic() + op.options.drain_timeout_s)
         progress.report(Step.UNLOAD, 0)
         freeing = self._close_held(op)
         progress.report(Step.UNLOAD, 100)
         return freeing
 
-    def _drain(self, op: SwitchOp, tenant: Tenant, deadline: float) -> None:
-        """Wait until the tenant's requests have ended, until `deadline` at most. Raises OpCancelled; then nothing is closed."""
-        n_first = max(self._n_open(tenant), 1)
-        last = -1
-
-        def drained() -> bool:
-            nonlocal last
-            n_open = self._n_open(tenant)
-            pct = max(min(100 - n_open * 100 // n_first, 99), 0) if n_open else 100
-            if pct > last and not (last < 0 and pct == 100):
-                last = pct
-                self._emit_phase(op, Phase.DRAIN, pct, 0, 0, n_running=n_open)
-            return not n_open or tenant.death is not None or self._life.ending() is not None
-
-        if not self._wait(drained, deadline):
-            log.warning("%d requests did not end in time and are cut", self._n_open(tenant), extra=_fields(op))
-        self._raise_if_ending()
-
-    def _n_open(self, tenant: Tenant) -> int:
-        """Requests that are let in and have not ended."""
-        assert tenant.runner is not None
-        return self._life.n_entering(tenant) + tenant.runner.load().n_open
-
     def _close_held(self, op: SwitchOp) -> Freeing:
         """Close the old runner, whose requests end with the reason, and begin to free it."""
         if self._held is None:
-            return Freeing(None, self._host.resident_bytes)
+            return self._leaving.nothing()
         held, self._held = self._held, None
-        return self._close_runner(held, _why_closed(held, op, stopping=self._life.stopping))
-
-    def _close_runner(self, tenant: Tenant, reason: ModeldError) -> Freeing:
-        """End its requests and threads, and begin to free it. A close that fails is logged, and the caller goes on.
-
-        Nobody can reach that runner any more and a second close would not be safer, so failing the op would only leave
-        the daemon without a model; what the runner still holds is lost until the process ends.
-        """
-        assert tenant.runner is not None
-        try:
-            tenant.runner.close(reason)
-        except Exception:
-            log.exception("closing a model failed; what it holds is lost", extra={"model_id": tenant.spec.id})
-            return Freeing(None, self._host.resident_bytes)  # a thread of it may still live
-        return Freeing(tenant, self._host.resident_bytes)
-
-    # -- the model that an overlap has replaced
-
-    def retire(self, *, now: bool = False) -> bool:
-        """Close the replaced model if its requests have ended or its time is over; `now`: in any case. True: it is gone."""
-        tenant = self._life.retiring()
-        if tenant is None:
-            return True
-        n_open = self._n_open(tenant) if tenant.death is None else 0
-        if n_open and not now and time.monotonic() < tenant.leave_by:
-            return False
-        if n_open:
-            log.warning("%d requests of a replaced model are cut", n_open, extra={"model_id": tenant.spec.id})
-        answering = self._life.tenant()
-        to = f" to {answering.spec.id!r}" if answering is not None else ""
-        why = ModelSwitched(f"the model was switched from {tenant.spec.id!r}{to} while the request ran", retry_after_s=1)
-        self._life.retired()
-        self._close_runner(tenant, why).wait()
-        self._publish("model_unloaded", None, model_id=tenant.spec.id)
-        return True
-
-    def retire_by(self) -> float:
-        """When `retire` must be called again, on the monotonic clock."""
-        tenant = self._life.retiring()
-        return tenant.leave_by if tenant is not None else math.inf
-
-    def _close_retiring(self, op: SwitchOp) -> None:
-        """Two models at most: the replaced one goes before anything is opened. `drain` and `overlap` leave it its time."""
-        if (tenant := self._life.retiring()) is None:
-            return
-        overlaps = op.kind is OpKind.SWITCH and op.options.strategy is not Strategy.REPLACE
-        if op.options.on_inflight is OnInflight.DRAIN or overlaps:
-            self._wait(lambda: self._life.ending() is not None or self.retire(), tenant.leave_by)
-            self._raise_if_ending()
-        self.retire(now=True)
+        return self._leaving.close(held, why_closed(held, op, stopping=self._life.stopping))
 
     # -- the new model comes
 
@@ -319,10 +239,11 @@ class Switcher:
         def ending() -> OpCancelled | None:
             return OpCancelled("the daemon is stopping") if self._life.stopping else None
 
-        runner = self._watch(
+        runner = self._lookout.watch(
             f"the load of {tenant.spec.path}",
             Watched(work, ending=ending if until_stop else self._life.ending, poke=self._life.poke, discard=discard),
             lambda news: emit(*news),
+            self.policy.load_stall_timeout_s or math.inf,
         )
         try:
             tenant.resident_bytes = self._host.resident_bytes() - before
@@ -331,26 +252,6 @@ class Switcher:
             discard(runner)
             raise
         return runner
-
-    def _watch(self, what: str, watched: Watched[N, T], on_news: Callable[[N], None]) -> T:
-        """What comes of the work, whose news are passed on meanwhile. Raises LoadStalled when there is none for too long."""
-        stall_s = self.policy.load_stall_timeout_s or math.inf
-
-        def ended() -> bool:
-            finished = watched.is_finished  # before its news is taken: none comes after the end
-            for news in watched.news():
-                on_news(news)
-            return finished
-
-        try:
-            while not self._wait(ended, watched.heard_at + stall_s):
-                if time.monotonic() - watched.heard_at >= stall_s and watched.abandon():
-                    stalled = LoadStalled(f"{what} made no progress for {stall_s:.0f} s (switching.load_stall_timeout_s)")
-                    raise watched.ending() or stalled
-        except Exception:
-            watched.give_up()
-            raise
-        return watched.result()
 
     # -- what failed is undone
 
@@ -364,12 +265,12 @@ class Switcher:
         op = self._settle(op, spec, facts, state, failure)
         data: dict[str, object] = {} if op.rolled_back_to is None else {"rolled_back_to": op.rolled_back_to}
         assert op.error is not None
-        self._publish("model_error", op, code=op.error.code, message=op.error.message, **data)
+        self._teller.event("model_error", op, code=op.error.code, message=op.error.message, **data)
         self._memory.sync()
         return op
 
     def _described(self, op: SwitchOp, error: Exception) -> tuple[OpState, str, str]:
-        fields = _fields(op)
+        fields = op_fields(op)
         if isinstance(error, OpCancelled):
             log.info("switch cancelled: %s", error, extra=fields)
             return OpState.CANCELLED, error.code, error.message
@@ -401,7 +302,7 @@ class Switcher:
             try:
                 return self._life.restored(held, state, failure, was_loaded=False)  # it was drained, and goes on
             except ModeldError as error:
-                log.error("the model before cannot go on: %s", error, extra=_fields(op))
+                log.error("the model before cannot go on: %s", error, extra=op_fields(op))
         if held is not None:
             self._close_held(op).wait()
         if self._life.is_superseded():
@@ -424,32 +325,32 @@ class Switcher:
             begin, share = shares[step]
             if (now := begin + pct * share // 100) > last:
                 last = now
-                self._emit_phase(op, Phase.ROLLBACK, now, 0, 0, to=fallback.id)
+                self._teller.phase(op, Phase.ROLLBACK, now, to=fallback.id)
 
         try:
             known = self._host.inspect(fallback)
             if state is OpState.FAILED and (fallback, known.identity) == (spec, facts.identity):
                 return self._life.failed(state, failure)  # it is what has just failed
-            log.info("rolling back", extra={**_fields(op), "to": fallback.id})
+            log.info("rolling back", extra={**op_fields(op), "to": fallback.id})
             tenant = Tenant(fallback, known.identity)
-            if self._begun != op.op_id:
-                self._tell_start(op, ())  # it failed before, and what comes now is told of
+            if not self._teller.has_begun(op):
+                self._teller.start(op, ())  # it failed before, and what comes now is told of
             emit(Step.MMAP, 0)
             if known.problem is not None:
                 raise LoadFailed(f"cannot load {fallback.path}: {known.problem}")
             self._memory.trying(fallback.id, known.identity)
-            tenant.runner = self._load(tenant, emit, Freeing(None, self._host.resident_bytes), until_stop=True)
+            tenant.runner = self._load(tenant, emit, self._leaving.nothing(), until_stop=True)
             self._held = tenant
-            self._emit_phase(op, Phase.ROLLBACK, 100, 0, 0, to=fallback.id)
+            self._teller.phase(op, Phase.ROLLBACK, 100, to=fallback.id)
             ended = self._remembering(tenant, lambda: self._life.restored(tenant, state, failure, was_loaded=True))
         except Exception as error:  # noqa: BLE001 - logged, and part of the op's error
-            log.error("the model before did not come back: %s", error, extra={**_fields(op), "to": fallback.id})
+            log.error("the model before did not come back: %s", error, extra={**op_fields(op), "to": fallback.id})
             self._memory.ended()
             if self._held is not None:
                 self._close_held(op).wait()
             both = f"{failure.message}; and the model before, {fallback.id!r}, did not come back: {error}"
             return self._life.failed(state, OpError(failure.code, both, failure.model_id, failure.op_id))
-        log.info("rolled back", extra={**_fields(op), "to": fallback.id})
+        log.info("rolled back", extra={**op_fields(op), "to": fallback.id})
         return ended
 
     # -- the end
@@ -458,61 +359,7 @@ class Switcher:
         """Close whatever is open."""
         for tenant in (self._life.retiring(), self._held):
             if tenant is not None:
-                self._close_runner(tenant, reason).wait()
+                self._leaving.close(tenant, reason).wait()
                 log.info("model closed", extra={"model_id": tenant.spec.id})
         self._life.retired()
         self._held = None
-
-    # -- helpers
-
-    def _wait(self, done: Callable[[], bool], deadline: float) -> bool:
-        """Until `done`, which is asked whenever something happens; False: it is `deadline` (monotonic) first."""
-        while True:
-            seen = self._life.ticks()
-            self._chores()
-            if done():
-                return True
-            if not self._life.pause(seen, deadline):
-                return done()
-
-    def _tell_start(self, op: SwitchOp, steps: Sequence[Step], **data: object) -> None:
-        self._begun = op.op_id
-        self._publish("model_switch_started", op, steps=[step.value for step in steps], **data)
-
-    def _raise_if_ending(self) -> None:
-        if (why := self._life.ending()) is not None:
-            raise why
-
-    def _emit_step(self, op: SwitchOp, facts: FileFacts, step: Step, pct: int) -> None:
-        op = self._life.step(step, pct)
-        data: dict[str, object] = {}
-        if step is Step.MMAP and facts.size_bytes is not None:
-            data = {"bytes": facts.size_bytes * pct // 100, "bytes_total": facts.size_bytes}
-        self._publish("model_loading_progress", op, step=step.value, pct=pct, **data)
-        if pct == 100:
-            log.info("%s done", step, extra={**_fields(op), "ms": op.steps_ms[step.value]})
-
-    def _emit_phase(self, op: SwitchOp, phase: Phase, pct: int, done: int, total: int, **data: object) -> None:
-        op = self._life.phase(phase, pct)
-        if total:
-            data |= {"bytes": done, "bytes_total": total}
-        self._publish("model_switch_phase", op, phase=phase.value, pct=pct, **data)
-        if pct == 100:
-            log.info("%s done", phase, extra={**_fields(op), "ms": op.steps_ms[phase.value]})
-
-
-def _fields(op: SwitchOp) -> dict[str, object]:
-    return {"op_id": op.op_id, "model_id": op.target_model_id}
-
-
-def _why_closed(tenant: Tenant, op: SwitchOp, *, stopping: bool) -> ModeldError:
-    if tenant.death is not None:
-        log.error("the engine died: %s", tenant.death, extra={**_fields(op), "model_id": tenant.spec.id}, exc_info=tenant.death)
-        return EngineFailed(f"the engine of {tenant.spec.id!r} died: {tenant.death}")
-    if stopping:
-        return ShuttingDown("the daemon is stopping")
-    if op.target_model_id is None:
-        return ModelSwitched(f"the model {tenant.spec.id!r} was unloaded while the request ran", retry_after_s=1)
-    return ModelSwitched(
-        f"the model was switched from {tenant.spec.id!r} to {op.target_model_id!r} while the request ran", retry_after_s=1
-    )
