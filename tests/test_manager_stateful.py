@@ -19,6 +19,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -196,6 +197,7 @@ class ManagerMachine(RuleBasedStateMachine):
         self.manager = Manager(specs(*"abc"), default, self.factory, host, version="1", policy=policy)
         self.life, self.switcher = self.manager._life, self.manager._switcher
         self.asleep_at: int | None = None  # the tick that the switch thread has seen, while it sleeps
+        self.is_checking = False
         self.watch_the_switch_thread()
         self.subscription = self.manager.subscribe(None)
         self.manager.start()
@@ -208,7 +210,7 @@ class ManagerMachine(RuleBasedStateMachine):
     # -- how the machine looks on
 
     def watch_the_switch_thread(self) -> None:
-        pause, publish = self.life.pause, self.manager._hub.publish
+        pause, publish, check = self.life.pause, self.manager._hub.publish, self.switcher._check
 
         def watched_pause(seen: int, deadline: float) -> bool:
             with self.life._cond:
@@ -224,14 +226,26 @@ class ManagerMachine(RuleBasedStateMachine):
                 self.faults.append(f"{fault}: {name} {data} left {status}")
             return publish(name, data, status)
 
+        def watched_check(*args: Any) -> None:
+            self.is_checking = True  # until the checks' own thread has ended, or stands at a gate
+            try:
+                check(*args)
+            finally:
+                self.is_checking = False
+
+        self.switcher._check = watched_check  # type: ignore[method-assign,assignment]
         self.life.pause = watched_pause  # type: ignore[method-assign]
         self.manager._hub.publish = watched_publish  # type: ignore[method-assign,assignment]
+
+    def is_at_rest(self) -> bool:
+        """With the condition held."""
+        return self.gates.at is not None or (self.asleep_at == self.life._ticks and not self.is_checking)
 
     def settle(self) -> None:
         """Until the switch thread sleeps and has seen everything, or stands at a gate, and so does the load."""
         while True:
             with self.life._cond:
-                if not self.life._cond.wait_for(lambda: self.asleep_at == self.life._ticks or self.gates.at, DEADLINE_S):
+                if not self.life._cond.wait_for(self.is_at_rest, DEADLINE_S):
                     faulthandler.dump_traceback(file=sys.stderr)
                     raise AssertionError(f"the switch thread does not come to rest: {self.manager.status()}")
             thread = self.load.thread if self.load is not None else None

@@ -1,4 +1,4 @@
-"""How is work watched that nobody can interrupt? Watched runs on `modeld-load`, and the switch thread is on the Lookout.
+"""How is work watched that nobody can interrupt? Watched has a thread of its own, and the switch thread is on the Lookout.
 
 libllama's load is one C call, and a read from a disk that has gone does not return at all. Such work can be told to end only
 where it reports progress, so the thread that waits for it must be another one: that one sees work that stalls, and goes on
@@ -31,12 +31,13 @@ class Watched(Generic[N, T]):
         self,
         work: Callable[[Callable[[N | None], bool]], T],
         *,
+        thread: str,
         ending: Callable[[], ModeldError | None],
         poke: Callable[[], None],
         discard: Callable[[T], None],
     ) -> None:
-        """`work` is handed a function that takes its news (None: it goes on) and answers False when it is to end. `ending` says
-        why that is.
+        """`thread` is the name of its thread. `work` is handed a function that takes its news (None: it goes on) and answers
+        False when it is to end. `ending` says why that is.
         `poke` wakes the switch thread. `discard` gets what comes of work that was left to itself.
 
         Raises LoadFailed when the system has no thread for it.
@@ -55,7 +56,7 @@ class Watched(Generic[N, T]):
         self._is_abandoned = False
         self.heard_at = time.monotonic()  # of the work, last; written by its thread
         try:
-            start_thread("modeld-load", self._run, stack_bytes=BIG_STACK_BYTES)
+            start_thread(thread, self._run, stack_bytes=BIG_STACK_BYTES)
         except RuntimeError as error:
             raise LoadFailed(f"the system refuses another thread: {error}") from error
 

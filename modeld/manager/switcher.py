@@ -148,7 +148,9 @@ class Switcher:
         def work(report: Report) -> bool:
             return self._preflight.run(op, spec, facts, policy, report, self._life.ending)
 
-        watched = Watched(work, ending=self._life.ending, poke=self._life.poke, discard=lambda _tried: None)
+        watched = Watched(
+            work, thread="modeld-check", ending=self._life.ending, poke=self._life.poke, discard=lambda _tried: None
+        )
         stall_s = policy.load_stall_timeout_s or math.inf
         tried = self._lookout.watch(f"reading {spec.path}", watched, lambda news: self._teller.phase(op, *news), stall_s)
         if tried:
@@ -241,7 +243,13 @@ class Switcher:
 
         runner = self._lookout.watch(
             f"the load of {tenant.spec.path}",
-            Watched(work, ending=ending if until_stop else self._life.ending, poke=self._life.poke, discard=discard),
+            Watched(
+                work,
+                thread="modeld-load",
+                ending=ending if until_stop else self._life.ending,
+                poke=self._life.poke,
+                discard=discard,
+            ),
             lambda news: emit(*news),
             self.policy.load_stall_timeout_s or math.inf,
         )
