@@ -489,7 +489,7 @@ class ManagerMachine(RuleBasedStateMachine):
             may_be = retiring is not None if op.phase is Phase.ROLLBACK else op.strategy is Strategy.OVERLAP
             assert n_beside == may_be, "models beside the one that is loaded"
         elif not self.gates.at:
-            waits_for = held if op.phase is Phase.DRAIN else retiring
+            waits_for = retiring if retiring is not None else held  # the replaced one goes first
             assert waits_for is not None, f"{op} waits for nothing"
             assert self.n_busy(waits_for), f"{op} waits for nobody"
             assert waits_for.death is None, f"{op} waits for the dead"

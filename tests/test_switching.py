@@ -32,7 +32,7 @@ from modeld.manager.journal import Journal
 from modeld.manager.manager import Manager
 from modeld.manager.statefile import StateFile
 from modeld.policy import OnBusy, OnFailure, OnInflight, Strategy, SwitchOptions, SwitchPolicy
-from modeld.types import GenerateRequest, ModelSpec, OpKind, OpReason, OpState, State, Step, SwitchOp
+from modeld.types import GenerateRequest, ModelSpec, OpKind, OpReason, OpState, Phase, State, Step, SwitchOp
 from tests.fake_runner import DEADLINE_S, FakeFactory, FakeRunner, Files, Follower, specs
 
 REQUEST = GenerateRequest("r1", ("hello",))
@@ -544,10 +544,15 @@ def test_a_third_model_waits_until_the_replaced_one_has_gone(bench: Make) -> Non
     b.load("b")
     op, _ = b.manager.switch("c", OVERLAP)
     b.wait(lambda: b.manager.status().op is not None)
+    b.manager._on_switch_thread(lambda: None)  # it has come to where it waits
+    running = b.manager.status().op
+    assert running is not None
+    assert running.phase is Phase.DRAIN  # it says what for
     assert old.closed_with is None
     old.finish()
     b.load("c")
     assert b.follower.ended(op).name == "model_ready"
+    assert b.manager.op(op.op_id).steps_ms.keys() == {"drain", "mmap", "warmup"}
     assert old.n_cut == 0
 
 

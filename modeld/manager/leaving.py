@@ -99,9 +99,12 @@ class Leaving:
         if (tenant := self._life.retiring()) is None:
             return
         overlaps = op.kind is OpKind.SWITCH and op.options.strategy is not Strategy.REPLACE
-        if op.options.on_inflight is OnInflight.DRAIN or overlaps:
+        if (op.options.on_inflight is OnInflight.DRAIN or overlaps) and not self.retire():
+            # For /status: the op's first event comes behind this, when it is known how it will be done.
+            self._life.phase(Phase.DRAIN, 0)
             self._lookout.wait(lambda: self._life.ending() is not None or self.retire(), tenant.leave_by)
             self._lookout.raise_if_ending()
+            self._life.phase(Phase.DRAIN, 100)
         self.retire(now=True)
 
 
