@@ -4,7 +4,7 @@ engine, switch      in one process: the engine against a bare loop, a switch aga
 disconnect          how soon the slot of a client that leaves is free, and whether the others lose something
 queue               what requests cost that wait for a slot: the others' throughput, memory
 curve               what max_step_ms chooses between: gaps in running streams, first token of a late prompt
-overlap             two models that generate at once, in turns and each on its own pool, against one at a time
+together            two models that generate at once, in turns and each on its own pool, against one at a time
 kv                  a KV stream for each slot against one cache for all
 w1 ... w8           modeld against llama-server (the works of docs/benchmarks.md); servers: all of them
 limit               llama-batched-bench: what the library can do
@@ -112,8 +112,8 @@ def measure_kv(args: argparse.Namespace) -> list[dict[str, Any]]:
     return found
 
 
-def measure_overlap(args: argparse.Namespace) -> list[dict[str, Any]]:
-    from bench.overlap import measure
+def measure_together(args: argparse.Namespace) -> list[dict[str, Any]]:
+    from bench.together import measure
 
     found = measure(make(args.model), args.tokens, repeats(args))
     print(f"{'streams':>8} {'alone t/s':>10} {'in turns t/s':>13} {'ratio':>7} {'separate t/s':>13} {'ratio':>7}")
@@ -151,7 +151,7 @@ def main() -> None:
     choices = (
         "engine",
         "switch",
-        "overlap",
+        "together",
         "kv",
         "disconnect",
         "queue",
@@ -191,10 +191,10 @@ def main() -> None:
         found = {"machine": about, "switch": measure_switch(args)}
         if args.write:
             keep(f"switch-{args.model}.json", json.dumps(found, indent=1) + "\n")
-    if "overlap" in what:
-        found = {"machine": about, "overlap": measure_overlap(args)}
+    if "together" in what:
+        found = {"machine": about, "together": measure_together(args)}
         if args.write:
-            keep(f"overlap-{args.model}.json", json.dumps(found, indent=1) + "\n")
+            keep(f"together-{args.model}.json", json.dumps(found, indent=1) + "\n")
     if "kv" in what:
         found = {"machine": about, "kv": measure_kv(args)}
         if args.write:
