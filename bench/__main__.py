@@ -1,6 +1,10 @@
 """`python -m bench`: measures and prints; `--write` keeps the figures in bench/results/. Models and peers are made when missing.
 
-engine, switch      in one process: the engine against a bare loop, a switch against a bare load
+engine              in one process: the engine against a bare loop
+switch              from POST /switch to the next first token, against llama-server's router and a bare load (W5)
+conversation        its next answer after a switch away and back, against llama-server's router (W6)
+overlap             gaps and failures of 8 streams while the next model is loaded beside
+outage              how long nobody answers while a cold file is loaded, with and without reading it ahead
 disconnect          how soon the slot of a client that leaves is free, and whether the others lose something
 queue               what requests cost that wait for a slot: the others' throughput, memory
 curve               what max_step_ms chooses between: gaps in running streams, first token of a late prompt
@@ -33,6 +37,8 @@ RESULTS = HERE / "results"
 QUICK_REPEAT, REPEAT = 2, 5
 DISCONNECTS = 10  # of each kind
 CURVE_REPEAT = 3
+SWITCHES = 10
+ON_TWO_MODELS = ("switch", "conversation", "overlap", "outage")
 
 
 def machine() -> dict[str, object]:
@@ -90,9 +96,38 @@ def measure_engine(args: argparse.Namespace) -> list[dict[str, Any]]:
 def measure_switch(args: argparse.Namespace) -> dict[str, Any]:
     from bench.switching import measure
 
-    row = measure(make(args.model), repeats(args))
-    print(f"switch {row['switch_s']} s, bare load {row['bare_load_s']} s, ratio {row['ratio']}   {row['ratios']}")
-    print(f"steps, ms: {row['steps_ms']}")
+    row = measure(repeats(args, SWITCHES))
+    print("first token, s: " + ", ".join(f"{rival} {row[f'{rival}_s']}" for rival in ("modeld", "B", "bare")))
+    print("\n".join(f"modeld / {peer}: {row['ratio'][peer]}   {row['ratios'][peer]}" for peer in row["ratio"]))
+    print(f"modeld was ready after {row['modeld_ready_s']} s; steps, ms: {row['steps_ms']}")
+    return row
+
+
+def measure_conversation(args: argparse.Namespace) -> dict[str, Any]:
+    from bench.conversation import measure
+
+    row = measure(repeats(args))
+    for figure in ("first_s", "end_s"):
+        ours, theirs = row[f"modeld_{figure}"], row[f"B_{figure}"]
+        print(f"{figure}: modeld {ours}, B {theirs}, ratio {row['ratio'][figure]}   {row['ratios'][figure]}")
+    print(f"answers as without a switch: {row['same_as_uninterrupted']} of {len(row['rounds'])}")
+    return row
+
+
+def measure_overlap(args: argparse.Namespace) -> dict[str, Any]:
+    from bench.overlap import measure
+
+    row = measure(repeats(args))
+    print(f"failed {row['failed']}; step {row['step_ms']} ms, longest gap {row['longest_gap_ms']} of {row['allowed_ms']} ms")
+    return row
+
+
+def measure_outage(args: argparse.Namespace) -> dict[str, Any]:
+    from bench.outage import measure
+
+    row = measure(repeats(args))
+    for name, figures in row["read_ahead"].items():
+        print(f"read-ahead {name}: " + ", ".join(f"{figure} {value}" for figure, value in figures.items()))
     return row
 
 
@@ -150,7 +185,7 @@ def main() -> None:
     )
     choices = (
         "engine",
-        "switch",
+        *ON_TWO_MODELS,
         "together",
         "kv",
         "disconnect",
@@ -166,10 +201,11 @@ def main() -> None:
     parser.add_argument(
         "--repeat",
         type=int,
-        help=f"runs of each kind (default {REPEAT}, disconnect {DISCONNECTS}, curve {CURVE_REPEAT}, quick {QUICK_REPEAT})",
+        help=f"runs of each kind (default {REPEAT}, disconnect {DISCONNECTS}, switch {SWITCHES}, curve {CURVE_REPEAT}, "
+        f"quick {QUICK_REPEAT})",
     )
     parser.add_argument("--quick", action="store_true", help="fewer and shorter runs: some minutes for all")
-    parser.add_argument("--model", default="q05", help="for engine and switch: q05 (0.5B shape, random weights, Q4_0) or tiny")
+    parser.add_argument("--model", default="q05", help="for engine and kv: q05 (0.5B shape, random weights, Q4_0) or tiny")
     parser.add_argument("--tokens", type=int, default=64, help="for engine: tokens a stream (default 64)")
     parser.add_argument("--write", action="store_true", help="keep the figures in bench/results/")
     args = parser.parse_args()
@@ -187,10 +223,12 @@ def main() -> None:
         found = {"machine": about, "engine": measure_engine(args)}
         if args.write:
             keep(f"engine-{args.model}.json", json.dumps(found, indent=1) + "\n")
-    if "switch" in what:
-        found = {"machine": about, "switch": measure_switch(args)}
-        if args.write:
-            keep(f"switch-{args.model}.json", json.dumps(found, indent=1) + "\n")
+    on_two_models = (measure_switch, measure_conversation, measure_overlap, measure_outage)
+    for name, measure in zip(ON_TWO_MODELS, on_two_models, strict=True):
+        if name in what:
+            found = {"machine": about, name: measure(args)}
+            if args.write:
+                keep(f"{name}.json", json.dumps(found, indent=1) + "\n")
     if "together" in what:
         found = {"machine": about, "together": measure_together(args)}
         if args.write:

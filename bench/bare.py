@@ -50,6 +50,12 @@ class Bare:
         if code:
             raise RuntimeError(f"llama_decode gave {code}")
 
+    def decode_one(self) -> None:
+        """One token, as a warmup does it."""
+        batch, (_, _, _, output) = self.batch(1)
+        output[0] = 1
+        self.decode(batch)
+
     def generate(self, prompts: Sequence[Sequence[int]], n_tokens: int, params: SamplingParams) -> tuple[float, float]:
         """All prompts in one batch, then n_tokens steps: seconds in all, seconds of the generation phase."""
         lib, n = self.lib, len(prompts)
@@ -79,15 +85,3 @@ class Bare:
             chain.close()
             self.context.forget(slot)
         return end - start, end - prompts_done
-
-
-def load_once(spec: ModelSpec) -> float:
-    """Seconds for load, context and one decode, as the warmup does it; freeing is not counted."""
-    start = time.perf_counter()
-    bare = Bare(spec)
-    batch, (_, _, _, output) = bare.batch(1)
-    output[0] = 1
-    bare.decode(batch)
-    seconds = time.perf_counter() - start
-    bare.close()
-    return seconds

@@ -22,7 +22,10 @@ DEADLINE_S = 120.0
 
 REGISTRY = """\
 server: {host: 127.0.0.1, port: %(port)d, log_level: warning}
-models:
+%(switching)smodels:
+%(models)s"""
+
+ENTRY = """\
   - {id: %(id)s, path: %(path)s, n_ctx: %(n_ctx)d, n_parallel: %(n_parallel)d, n_threads: %(n_threads)d,
      n_batch: 2048, n_ubatch: 512, cache_type_k: f16, cache_type_v: f16, flash_attn: auto, max_step_ms: %(max_step_ms)d}
 """
@@ -34,6 +37,12 @@ class Settings:
     n_ctx: int
     n_parallel: int
     max_step_ms: int = 250  # modeld's alone
+    second: Path | None = None  # another model to switch to; a peer becomes a router that keeps one of the two loaded
+    switching: str = ""  # modeld's alone: that section of its configuration, "{...}"; empty: the defaults
+
+    @property
+    def models(self) -> tuple[Path, ...]:
+        return (self.model,) if self.second is None else (self.model, self.second)
 
 
 def command_of(name: str, settings: Settings, port: int, folder: Path) -> list[str]:
@@ -41,21 +50,30 @@ def command_of(name: str, settings: Settings, port: int, folder: Path) -> list[s
     n_threads = len(os.sched_getaffinity(0))
     if name == "modeld":
         registry = folder / f"{settings.model.stem}-{settings.n_ctx}-{settings.n_parallel}-{settings.max_step_ms}.yaml"
-        registry.write_text(
-            REGISTRY
+        entries = [
+            ENTRY
             % {
-                "port": port,
-                "id": settings.model.stem,
-                "path": settings.model,
+                "id": model.stem,
+                "path": model,
                 "n_ctx": settings.n_ctx,
                 "n_parallel": settings.n_parallel,
                 "n_threads": n_threads,
                 "max_step_ms": settings.max_step_ms,
             }
-        )
+            for model in settings.models
+        ]
+        switching = f"switching: {settings.switching}\n" if settings.switching else ""
+        registry.write_text(REGISTRY % {"port": port, "switching": switching, "models": "".join(entries)})
         return [sys.executable, "-m", "modeld", "serve", "--config", os.fspath(registry)]
+    which = f"-m {settings.model}"
+    if settings.second is not None:
+        models = folder / f"models-{name}"
+        models.mkdir()
+        for model in settings.models:
+            (models / model.name).symlink_to(model)
+        which = f"--models-dir {models} --models-max 1"
     text = (
-        f"-m {settings.model} --host 127.0.0.1 --port {port} -t {n_threads} -np {settings.n_parallel} -c {settings.n_ctx} "
+        f"{which} --host 127.0.0.1 --port {port} -t {n_threads} -np {settings.n_parallel} -c {settings.n_ctx} "
         f"-b 2048 -ub 512 -ctk f16 -ctv f16 -fa auto --no-webui"
     )
     return [os.fspath(peers.program(name, "llama-server")), *text.split()]
@@ -64,6 +82,9 @@ def command_of(name: str, settings: Settings, port: int, folder: Path) -> list[s
 def said(command: list[str]) -> str:
     """The command line for people: our paths relative, modeld's registry with its entry."""
     text = shlex.join(command).replace(f"{ROOT}/", "")
+    if "--models-dir" in command:  # in a folder for this run
+        models = command[command.index("--models-dir") + 1]
+        text = text.replace(models, Path(models).name)
     if command[-1].endswith(".yaml"):  # in a folder for this run; its content says more than its path
         text = text.replace(f"{Path(command[-1]).parent}/", "")
         text += "  # " + " ".join(Path(command[-1]).read_text().replace(f"{ROOT}/", "").split())
@@ -90,7 +111,10 @@ class Server:
         print(f"{self.name}: {said(self.command)}", file=sys.stderr, flush=True)
         # Nothing that an earlier run loaded decides what this one loads, and nothing is left in the home directory.
         env = {**os.environ, "STATE_DIRECTORY": os.fspath(self._log_path.with_suffix(".state"))}
-        self._process = subprocess.Popen(self.command, cwd=ROOT, env=env, stdout=self._log, stderr=subprocess.STDOUT)
+        # A group of its own, so that a router's models are stopped with it; not a session, which would have its own autogroup.
+        self._process = subprocess.Popen(
+            self.command, cwd=ROOT, env=env, stdout=self._log, stderr=subprocess.STDOUT, process_group=0
+        )
         try:
             self._wait_ready()
         except BaseException:
@@ -126,10 +150,10 @@ class Server:
         raise RuntimeError(f"{self.name} is not ready after {DEADLINE_S:g} s:\n{self._log_path.read_text()[-3000:]}")
 
     def pause(self) -> None:
-        os.kill(self.pid, signal.SIGSTOP)
+        os.killpg(self.pid, signal.SIGSTOP)
 
     def resume(self) -> None:
-        os.kill(self.pid, signal.SIGCONT)
+        os.killpg(self.pid, signal.SIGCONT)
 
     def memory_mb(self) -> dict[str, float]:
         """Resident memory in MB (10^6): in all, and without what is mapped from files."""
@@ -149,7 +173,7 @@ class Server:
             try:
                 self._process.wait(20)
             except subprocess.TimeoutExpired:
-                self._process.kill()
+                os.killpg(self.pid, signal.SIGKILL)
                 self._process.wait()
         if self._log is not None:
             self._log.close()

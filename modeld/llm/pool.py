@@ -1,7 +1,7 @@
 """On which threads does a context compute, and when is it its turn? Pools that equal plans share; one decode at a time.
 
 Two pools on the same cores spin against each other: two models that generated at once gave a third to a half of what one gives
-alone (`python -m bench overlap`). So contexts take turns, decode by decode, whichever pool they have.
+alone (`python -m bench together`). So contexts take turns, decode by decode, whichever pool they have.
 """
 
 from __future__ import annotations
