@@ -108,7 +108,8 @@ def one_overlap(address: str, target: str, seed: int) -> dict[str, Any]:
     pairs = [pair for request in clients.requests for pair in itertools.pairwise(request.frame_times)]
     step_s = statistics.median(b - a for a, b in pairs if begin - BEFORE_S / 2 < a and b < begin)
     before_s = max(b - a for a, b in pairs if begin - BEFORE_S / 2 < a and b < begin)
-    longest_s = max(b - a for a, b in pairs if b > begin)
+    longest_s, ended = max((b - a, b) for a, b in pairs if b > begin)
+    longest_s_loading = max(b - a for a, b in pairs if b > begin and a < ready)
     new = [request.first_s for request in clients.requests if begin < request.started < gone and request.frame_times]
     return {
         "strategy": op["strategy"],
@@ -120,6 +121,8 @@ def one_overlap(address: str, target: str, seed: int) -> dict[str, Any]:
         "step_ms": step_s * 1e3,
         "longest_before_ms": before_s * 1e3,
         "longest_gap_ms": longest_s * 1e3,
+        "longest_ended_s": ended - begin,
+        "longest_while_loading_ms": longest_s_loading * 1e3,
         "allowed_ms": (ALLOWED_STEPS * step_s + ALLOWED_S) * 1e3,
         "first_token_max_ms": max(new) * 1e3,
         "steps_ms": op["steps_ms"],

@@ -141,7 +141,7 @@ def measure(repeat: int) -> dict[str, Any]:
             bare.switch(spec_of(model))
         rng = random.Random(0)
         for i in range(repeat):
-            target, prompt = models[(i + 1) % 2], load.words(rng, 12)
+            target, prompt = models[(i + 1) % 2], load.words(rng, 1)
             found: dict[str, float] = {}
             for rival in in_turn(i, (*servers, "bare")):
                 if rival == "bare":
