@@ -19,6 +19,7 @@ from bench import peers
 
 ROOT = Path(__file__).resolve().parent.parent
 DEADLINE_S = 120.0
+REST_S = 0.6
 
 REGISTRY = """\
 server: {host: 127.0.0.1, port: %(port)d, log_level: warning}
@@ -148,6 +149,10 @@ class Server:
                 connection.close()
             time.sleep(0.05)
         raise RuntimeError(f"{self.name} is not ready after {DEADLINE_S:g} s:\n{self._log_path.read_text()[-3000:]}")
+
+    def rest(self) -> None:
+        """Let what a server does after an answer come to its end: memory is given back, threads go to sleep."""
+        time.sleep(REST_S)
 
     def pause(self) -> None:
         os.killpg(self.pid, signal.SIGSTOP)

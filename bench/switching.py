@@ -149,6 +149,7 @@ def measure(repeat: int) -> dict[str, Any]:
                     continue
                 servers[rival].resume()
                 took, _ = switch_and_ask(servers[rival], target.stem, prompt, **ALWAYS_THE)
+                servers[rival].rest()
                 servers[rival].pause()
                 found[f"{rival}_s"] = took.first_s
                 if took.ready_s is not None and took.steps_ms is not None:

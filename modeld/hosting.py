@@ -40,6 +40,7 @@ class ModelHost:
             probe=self._probe,
             read_ahead=self._read_ahead,
             fits=self._fits,
+            has_room=lambda spec: estimate(spec) is not None and self._fits(spec, None) is None,
             resident_bytes=lambda: resident().own_bytes,
         )
 

@@ -1,4 +1,4 @@
-"""Who gives a closed model's memory back while the next one begins to load? Freeing: a thread that somebody waits for."""
+"""Who gives a closed model's memory back, and when? Freeing: a thread that begins when it is told to."""
 
 from __future__ import annotations
 
@@ -16,36 +16,46 @@ SLACK_BYTES = 96 << 20
 
 
 class Freeing:
-    """Frees one closed tenant on the thread `modeld-free`. Made and waited for by the switch thread.
+    """Frees one closed tenant on the thread `modeld-free`, once it is told to begin. Made and told by the switch thread.
 
-    Giving 350 MB back takes some 60 ms, reading the vocabulary of the next model 200 ms: side by side, the switch costs no
-    more than the load. The next load waits here before it takes memory itself (OpenRunner), so the two models never
-    hold their weights at once.
+    Giving 350 MB back takes some 60 ms, and the page tables are locked meanwhile: a load beside it takes as much longer (on
+    some kernels more). Where memory has room for both models, it begins when the switch is over; where it has not, at once, and
+    the load waits for it before it takes memory itself (OpenRunner), so that the two never hold their weights together.
     """
 
     def __init__(self, tenant: Tenant | None, resident_bytes: Callable[[], int]) -> None:
         """None: there is nothing to free."""
-        self._thread: threading.Thread | None = None
-        if tenant is None or tenant.runner is None:
-            return
-        self._tenant = tenant
-        self._runner = tenant.runner
+        self._tenant = tenant if tenant is not None and tenant.runner is not None else None
         self._resident_bytes = resident_bytes
+        self._thread: threading.Thread | None = None
+
+    def begin(self) -> None:
+        """Start to free. Idempotent."""
+        if self._tenant is None or self._thread is not None:
+            return
         try:
             self._thread = start_thread("modeld-free", self._free)
         except RuntimeError:  # the system has no thread for us
             self._free()
+            self._tenant = None
 
     def wait(self) -> None:
-        """Until the memory is back. Idempotent; any thread."""
+        """Until the memory is back, if it has begun. Idempotent; any thread."""
         if self._thread is not None:
             self._thread.join()
 
+    def finish(self) -> None:
+        """Begin, and wait. Idempotent."""
+        self.begin()
+        self.wait()
+
     def _free(self) -> None:
+        assert self._tenant is not None
+        assert self._tenant.runner is not None
         fields = {"model_id": self._tenant.spec.id}
         before = self._resident_bytes()
         try:
-            self._runner.free()
+            self._tenant.runner.free()
         except Exception:
             log.exception("freeing a model failed; what it holds is lost", extra=fields)
             return

@@ -18,6 +18,8 @@ from modeld.types import OpKind, Phase, SwitchOp
 
 log = logging.getLogger("modeld.switch")
 
+FREE_AFTER_S = 0.25  # what the first requests of the next model have before the memory of the last one is given back
+
 
 class Leaving:
     """The switch thread's alone."""
@@ -27,6 +29,8 @@ class Leaving:
         self._resident_bytes = resident_bytes
         self._teller = teller
         self._lookout = lookout
+        self._unfreed = self.nothing()  # closed; its memory is taken still, or on its way back
+        self._free_at = math.inf  # when that is to begin, on the monotonic clock
 
     def drain(self, op: SwitchOp, tenant: Tenant, deadline: float) -> None:
         """Wait until the tenant's requests have ended, until `deadline` at most. Raises OpCancelled; then nothing is closed."""
@@ -55,8 +59,9 @@ class Leaving:
         """For who waits for memory that nobody gives back."""
         return Freeing(None, self._resident_bytes)
 
-    def close(self, tenant: Tenant, reason: ModeldError) -> Freeing:
-        """End its requests and threads, and begin to free it. A close that fails is logged, and the caller goes on.
+    def close(self, tenant: Tenant, reason: ModeldError, *, frees: bool = True) -> Freeing:
+        """End its requests and threads, and begin to free it, unless not `frees`: then the caller says when. A close that fails
+        is logged, and the caller goes on.
 
         Nobody can reach that runner any more and a second close would not be safer, so failing the op would only leave
         the daemon without a model; what the runner still holds is lost until the process ends.
@@ -67,7 +72,24 @@ class Leaving:
         except Exception:
             log.exception("closing a model failed; what it holds is lost", extra={"model_id": tenant.spec.id})
             return Freeing(None, self._resident_bytes)  # a thread of it may still live
-        return Freeing(tenant, self._resident_bytes)
+        freeing = Freeing(tenant, self._resident_bytes)
+        if frees:
+            freeing.begin()
+        return freeing
+
+    # -- the model that is closed and not freed yet
+
+    def free_later(self, freeing: Freeing) -> None:
+        """Once the first requests to the next model have had their turn."""
+        self._unfreed, self._free_at = freeing, time.monotonic() + FREE_AFTER_S
+
+    def free(self, *, now: bool = False) -> None:
+        """Begin if it is time; `now`: in any case, and wait for its end."""
+        if now:
+            self._unfreed.finish()
+        if now or time.monotonic() >= self._free_at:
+            self._unfreed.begin()
+            self._free_at = math.inf
 
     # -- the model that an overlap has replaced
 
@@ -89,13 +111,14 @@ class Leaving:
         self._teller.event("model_unloaded", None, model_id=tenant.spec.id)
         return True
 
-    def retire_by(self) -> float:
-        """When `retire` must be called again, on the monotonic clock."""
+    def act_at(self) -> float:
+        """When `retire` or `free` must be called again, on the monotonic clock."""
         tenant = self._life.retiring()
-        return tenant.leave_by if tenant is not None else math.inf
+        return min(self._free_at, tenant.leave_by if tenant is not None else math.inf)
 
     def make_room(self, op: SwitchOp) -> None:
         """Two models at most: the replaced one goes before anything is opened. `drain` and `overlap` leave it its time."""
+        self.free(now=True)
         if (tenant := self._life.retiring()) is None:
             return
         overlaps = op.kind is OpKind.SWITCH and op.options.strategy is not Strategy.REPLACE

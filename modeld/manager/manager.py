@@ -390,7 +390,7 @@ class Manager:
                     self._perform(task)
                     continue
                 if self._life.is_at_rest():
-                    self._life.pause(seen, min(self._leaving.retire_by(), self._upkeep.act_at(self._policy)))
+                    self._life.pause(seen, min(self._leaving.act_at(), self._upkeep.act_at(self._policy)))
         finally:
             self._shut_down()
 
@@ -412,6 +412,7 @@ class Manager:
                 log.exception("a fault while taking a message")
         if self._life.is_at_rest() and not self._life.stopping:
             self._leaving.retire()
+            self._leaving.free()
             self._upkeep.act(self._policy)
 
     def _record(self, op: SwitchOp) -> None:

@@ -121,4 +121,5 @@ class Host:
     probe: Probe | None = None  # None: there is none to be had
     read_ahead: ReadAhead = lambda _spec, _on_progress: None
     fits: Fits = lambda _spec, _leaving: None
+    has_room: Callable[[ModelSpec], bool] = lambda _spec: False  # it is known to fit beside all that is loaded
     resident_bytes: Callable[[], int] = lambda: 0  # memory of the process that is not a file's

@@ -122,14 +122,18 @@ class Switcher:
 
         tenant = Tenant(spec, facts.identity)
         progress = Progress(partial(self._teller.step, op, facts), order)
-        freeing = self._leaving.nothing() if strategy is Strategy.OVERLAP else self._clear(op, progress)
+        # Giving the memory back is no part of the switch where there is enough of it.
+        has_room = strategy is Strategy.REPLACE and self.policy.check_memory and self._host.has_room(spec)
+        freeing = self._leaving.nothing() if strategy is Strategy.OVERLAP else self._clear(op, progress, frees=not has_room)
         try:
             self._lookout.raise_if_ending()
             self._memory.trying(spec.id, facts.identity)  # not before: a process that ends in a long drain has not tried it
             progress.report(Step.MMAP, 0)
             tenant.runner = self._load(tenant, progress.report, freeing)
-        finally:
-            freeing.wait()
+        except BaseException:
+            freeing.finish()
+            raise
+        self._leaving.free_later(freeing)
         replaced, self._held = self._held, tenant
         try:
             progress.finish()
@@ -200,22 +204,22 @@ class Switcher:
 
     # -- the old model goes
 
-    def _clear(self, op: SwitchOp, progress: Progress) -> Freeing:
-        """Stop admission, let the running requests end or cut them, and begin to free what they ran on."""
+    def _clear(self, op: SwitchOp, progress: Progress, *, frees: bool = True) -> Freeing:
+        """Stop admission, let the running requests end or cut them, and begin to free what they ran on, if `frees`."""
         self._life.begin()
         if (held := self._held) is not None and held.death is None and op.options.on_inflight is OnInflight.DRAIN:
             self._leaving.drain(op, held, time.monotonic() + op.options.drain_timeout_s)
         progress.report(Step.UNLOAD, 0)
-        freeing = self._close_held(op)
+        freeing = self._close_held(op, frees=frees)
         progress.report(Step.UNLOAD, 100)
         return freeing
 
-    def _close_held(self, op: SwitchOp) -> Freeing:
+    def _close_held(self, op: SwitchOp, *, frees: bool = True) -> Freeing:
         """Close the old runner, whose requests end with the reason, and begin to free it."""
         if self._held is None:
             return self._leaving.nothing()
         held, self._held = self._held, None
-        return self._leaving.close(held, why_closed(held, op, stopping=self._life.stopping))
+        return self._leaving.close(held, why_closed(held, op, stopping=self._life.stopping), frees=frees)
 
     # -- the new model comes
 
@@ -364,7 +368,8 @@ class Switcher:
     # -- the end
 
     def close(self, reason: ShuttingDown) -> None:
-        """Close whatever is open."""
+        """Close whatever is open, and free what is closed."""
+        self._leaving.free(now=True)
         for tenant in (self._life.retiring(), self._held):
             if tenant is not None:
                 self._leaving.close(tenant, reason).wait()
