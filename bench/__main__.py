@@ -106,12 +106,14 @@ def measure_switch(args: argparse.Namespace) -> dict[str, Any]:
 def measure_conversation(args: argparse.Namespace) -> dict[str, Any]:
     from bench.conversation import measure
 
-    row = measure(repeats(args))
-    for figure in ("first_s", "end_s"):
-        ours, theirs = row[f"modeld_{figure}"], row[f"B_{figure}"]
-        print(f"{figure}: modeld {ours}, B {theirs}, ratio {row['ratio'][figure]}   {row['ratios'][figure]}")
-    print(f"answers as without a switch: {row['same_as_uninterrupted']} of {len(row['rounds'])}")
-    return row
+    rows = {flash_attn: measure(repeats(args), flash_attn) for flash_attn in ("auto", "off")}
+    for flash_attn, row in rows.items():
+        for figure in ("first_s", "end_s"):
+            ours, theirs = row[f"modeld_{figure}"], row[f"B_{figure}"]
+            ratios = f"ratio {row['ratio'][figure]}   {row['ratios'][figure]}"
+            print(f"flash_attn {flash_attn}, {figure}: modeld {ours}, B {theirs}, {ratios}")
+        print(f"answers as without a switch: {row['same_as_uninterrupted']} of {len(row['rounds'])}")
+    return rows
 
 
 def measure_overlap(args: argparse.Namespace) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import random
 import statistics
 import tempfile
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ def interrupted(server: Server, model: str, other: str, first: str, following: s
     try:
         answer = complete(server, model, first)["text"]
         switch_and_ask(server, other, "Once upon a time")
+        server.rest()  # whoever talks to the other model does not come back within the same second
         took, request = switch_and_ask(server, model, first + answer + following)
     finally:
         server.pause()
@@ -66,10 +68,10 @@ def tie_at(choice: dict[str, Any], text: str) -> float | None:
     return float(best - second)
 
 
-def measure(repeat: int) -> dict[str, Any]:
+def measure(repeat: int, flash_attn: str) -> dict[str, Any]:
     """`repeat` conversations nobody has seen before, each on modeld and on B. Raises RequestFailed when an answer is another."""
     models = two_models()
-    settings = settings_of(models)
+    settings = replace(settings_of(models), flash_attn=flash_attn)
     rounds = []
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         *servers, witness = start_servers(stack, settings, Path(folder), ("modeld", "B", "modeld"))
@@ -92,6 +94,7 @@ def measure(repeat: int) -> dict[str, Any]:
     ratios = {f: [round(each[f"modeld_{f}"] / each[f"B_{f}"], 3) for each in rounds] for f in ("first_s", "end_s")}
     return {
         "words": N_WORDS,
+        "flash_attn": flash_attn,
         **{figure: round(statistics.median(each[figure] for each in rounds), 4) for figure in figures},
         "ratio": {figure: round(statistics.median(values), 3) for figure, values in ratios.items()},
         "ratios": ratios,

@@ -89,6 +89,7 @@ def one_outage(server: Server, old: Path, new: Path) -> dict[str, Any]:
             client.stop()
             thread.join()
         call(server.address, "POST", "/switch?wait=120", {"model_id": old.stem})
+        server.rest()  # it lets go of the file
     finally:
         server.pause()
     last_old = max(when for when, model in client.arrivals if model == old.stem)

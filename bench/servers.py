@@ -28,7 +28,7 @@ server: {host: 127.0.0.1, port: %(port)d, log_level: warning}
 
 ENTRY = """\
   - {id: %(id)s, path: %(path)s, n_ctx: %(n_ctx)d, n_parallel: %(n_parallel)d, n_threads: %(n_threads)d,
-     n_batch: 2048, n_ubatch: 512, cache_type_k: f16, cache_type_v: f16, flash_attn: auto, max_step_ms: %(max_step_ms)d}
+     n_batch: 2048, n_ubatch: 512, cache_type_k: f16, cache_type_v: f16, flash_attn: %(flash_attn)s, max_step_ms: %(max_step_ms)d}
 """
 
 
@@ -39,6 +39,7 @@ class Settings:
     n_parallel: int
     max_step_ms: int = 250  # modeld's alone
     second: Path | None = None  # another model to switch to; a peer becomes a router that keeps one of the two loaded
+    flash_attn: str = "auto"
     switching: str = ""  # modeld's alone: that section of its configuration, "{...}"; empty: the defaults
 
     @property
@@ -60,6 +61,7 @@ def command_of(name: str, settings: Settings, port: int, folder: Path) -> list[s
                 "n_parallel": settings.n_parallel,
                 "n_threads": n_threads,
                 "max_step_ms": settings.max_step_ms,
+                "flash_attn": settings.flash_attn,
             }
             for model in settings.models
         ]
@@ -75,7 +77,7 @@ def command_of(name: str, settings: Settings, port: int, folder: Path) -> list[s
         which = f"--models-dir {models} --models-max 1"
     text = (
         f"{which} --host 127.0.0.1 --port {port} -t {n_threads} -np {settings.n_parallel} -c {settings.n_ctx} "
-        f"-b 2048 -ub 512 -ctk f16 -ctv f16 -fa auto --no-webui"
+        f"-b 2048 -ub 512 -ctk f16 -ctv f16 -fa {settings.flash_attn} --no-webui"
     )
     return [os.fspath(peers.program(name, "llama-server")), *text.split()]
 
