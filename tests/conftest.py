@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.switch_bench import Bench, Make
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -43,3 +45,19 @@ def leaves_nothing_behind() -> Iterator[None]:
         faulthandler.dump_traceback(file=sys.stderr)
     assert not alive, f"threads outlive the test: {alive}"
     assert not open_handles(), f"handles outlive the test: {open_handles()}"
+
+
+@pytest.fixture
+def bench() -> Iterator[Make]:
+    """Makes managers of the models a, b and c (tests.switch_bench); closes them, and looks for models that leaked."""
+    made: list[Bench] = []
+
+    def make(*args: object, **named: object) -> Bench:
+        made.append(Bench(*args, **named))  # type: ignore[arg-type]
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.manager.close()
+    for one in made:
+        assert all(runner.freed for runner in one.factory.runners), "a model leaked"

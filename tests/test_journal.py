@@ -6,18 +6,16 @@ import errno
 import json
 import logging
 import os
-import resource
 import shutil
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from modeld.manager.journal import FILE, MAX_BYTES, MAX_LINE_BYTES, OLDER, Journal
+from tests.short_files import files_no_longer_than
 
 
 def numbers(journal: Journal, n: int = 10**6) -> list[Any]:
@@ -26,17 +24,6 @@ def numbers(journal: Journal, n: int = 10**6) -> list[Any]:
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
-
-
-@contextmanager
-def files_no_longer_than(n_bytes: int) -> Iterator[None]:
-    """A real short write, as of a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_the_next_process_reads_what_the_last_one_wrote(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import random
-import resource
 import shutil
 import stat
 import subprocess
@@ -27,6 +26,7 @@ from modeld.manager import statefile
 from modeld.manager.remembered import Identity, ModelFile, Remembered
 from modeld.manager.statefile import BAD, FILE, LOCK, MAX_BYTES, NEW, StateFile, state_folder
 from modeld.policy import AtStart
+from tests.short_files import files_no_longer_than
 
 ROOT = Path(__file__).resolve().parent.parent
 A: Identity = (1, 10, 100, 1000)
@@ -199,17 +199,6 @@ def test_the_lock_does_not_live_on_in_a_child(folder: Path) -> None:
 
 
 # -- what a disk may do
-
-
-@contextmanager
-def files_no_longer_than(n_bytes: int) -> Iterator[None]:
-    """A real short write and a real error, as of a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_full_disk_is_said_once_and_what_was_there_stays(folder: Path, caplog: pytest.LogCaptureFixture) -> None:

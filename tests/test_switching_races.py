@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -13,31 +13,13 @@ from modeld.manager.manager import Manager
 from modeld.policy import OnBusy, OnInflight, Strategy, SwitchOptions, SwitchPolicy
 from modeld.types import GenerateRequest, ModelSpec, OpState, State, Step, SwitchOp
 from tests.fake_runner import DEADLINE_S, FakeFactory, FakeRunner, Files, Follower, specs
+from tests.switch_bench import Make, error_of
 from tests.test_state import lifecycle
-from tests.test_switching import Bench, error_of
 
 REQUEST = GenerateRequest("r1", ("hello",))
 OVERLAP = SwitchOptions(strategy=Strategy.OVERLAP)
 SUPERSEDE = SwitchOptions(on_busy=OnBusy.SUPERSEDE)
 AUTO_SWITCH = SwitchPolicy(auto_switch=True, auto_switch_min_stay_s=86_400)
-
-Make = Callable[..., Bench]
-
-
-@pytest.fixture
-def bench() -> Iterator[Make]:
-    made: list[Bench] = []
-
-    def make(*args: object, **named: object) -> Bench:
-        made.append(Bench(*args, **named))  # type: ignore[arg-type]
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.manager.close()
-    for one in made:
-        assert all(runner.freed for runner in one.factory.runners), "a model leaked"
-
 
 # -- memory -----------------------------------------------------------------------------------------------------------
 

@@ -140,3 +140,13 @@ def quant_of(head: Head, tensors: Mapping[str, Tensor]) -> str | None:
     for tensor in tensors.values():
         n_bytes[tensor.type_name] = n_bytes.get(tensor.type_name, 0) + tensor.n_bytes
     return max(n_bytes, key=lambda name: n_bytes[name]) if n_bytes else None
+
+
+def uint32(head: Head, key: str) -> int | None:
+    """A whole number; None: absent. Raises BadGguf for any other type, as libllama does."""
+    kind = head.kinds.get(key)
+    if kind is None:
+        return None
+    if kind != UINT32:
+        raise BadGguf(f"{key} is of type {KIND_NAMES[kind]}; expected uint32")
+    return head.number(key)

@@ -19,8 +19,8 @@ from modeld.llm.architectures import (
     OTHER_MEMORY,
     RECURRENT,
 )
-from modeld.llm.ggufvalues import Array, BadGguf, Head, Tensor
-from modeld.llm.soundness import n_layers_of, per_layer, sliding_of, uint32
+from modeld.llm.ggufvalues import Array, BadGguf, Head, Tensor, uint32
+from modeld.llm.soundness import n_layers_of, per_layer, sliding_of
 from modeld.llm.vocabsound import n_tokens_of
 from modeld.types import LayerCell, ModelShape
 

@@ -26,7 +26,7 @@ from modeld.llm.architectures import (
     WHOLE_ROPE,
     sliding_layers,
 )
-from modeld.llm.ggufvalues import BOOL, FLOAT32, INT32, KIND_NAMES, STRING, UINT32, Array, BadGguf, Head, Tensor
+from modeld.llm.ggufvalues import BOOL, FLOAT32, INT32, KIND_NAMES, STRING, UINT32, Array, BadGguf, Head, Tensor, uint32
 from modeld.llm.vocabsound import check_vocabulary, n_tokens_of
 
 MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
@@ -72,16 +72,6 @@ def per_layer(head: Head, key: str, n_layers: int) -> tuple[int, ...] | None:
         return tuple(int(item) & 0xFFFFFFFF for item in value.items)
     number = uint32(head, key)
     return None if number is None else (number,) * n_layers
-
-
-def uint32(head: Head, key: str) -> int | None:
-    """A whole number; None: absent. Raises BadGguf for any other type, as libllama does."""
-    kind = head.kinds.get(key)
-    if kind is None:
-        return None
-    if kind != UINT32:
-        raise BadGguf(f"{key} is of type {KIND_NAMES[kind]}; expected uint32")
-    return head.number(key)
 
 
 def _check(head: Head, tensors: Mapping[str, Tensor]) -> None:

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from modeld.llm.ggufvalues import BOOL, FLOAT32, INT32, KIND_NAMES, STRING, TOKENS_KEY, TYPES_KEY, UINT32, Array, BadGguf, Head
+from modeld.llm.ggufvalues import (
+    BOOL,
+    FLOAT32,
+    INT32,
+    KIND_NAMES,
+    STRING,
+    TOKENS_KEY,
+    TYPES_KEY,
+    Array,
+    BadGguf,
+    Head,
+    uint32,
+)
 
 MODEL_KEY, PRE_KEY, MERGES_KEY = "tokenizer.ggml.model", "tokenizer.ggml.pre", "tokenizer.ggml.merges"
 SCORES_KEY = "tokenizer.ggml.scores"
@@ -64,7 +76,7 @@ def _check_ends(head: Head, model: str, n_tokens: int) -> None:
 
 def _check_end(head: Head, name: str, default: int, n_tokens: int) -> None:
     key = f"tokenizer.ggml.{name}_token_id"
-    given = _id(head, key)
+    given = uint32(head, key)
     token = default if given is None or given >= n_tokens else given  # libllama takes its default for a bad one
     if not 0 <= token < n_tokens:
         said = "missing" if given is None else given
@@ -78,15 +90,6 @@ def _flag(head: Head, key: str, default: bool) -> bool:
     if kind != BOOL:
         raise BadGguf(f"{key} is of type {KIND_NAMES[kind]}; expected bool")
     return bool(head.values[key])
-
-
-def _id(head: Head, key: str) -> int | None:
-    kind = head.kinds.get(key)
-    if kind is None:
-        return None
-    if kind != UINT32:
-        raise BadGguf(f"{key} is of type {KIND_NAMES[kind]}; expected uint32")
-    return head.number(key)
 
 
 def _text(head: Head, key: str) -> str | None:
