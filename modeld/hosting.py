@@ -41,6 +41,7 @@ class ModelHost:
             read_ahead=self._read_ahead,
             fits=self._fits,
             has_room=lambda spec: estimate(spec) is not None and self._fits(spec, None) is None,
+            give_back=give_back_freed_memory,
             resident_bytes=lambda: resident().own_bytes,
         )
 

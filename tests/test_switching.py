@@ -28,6 +28,7 @@ from modeld.errors import (
     ShuttingDown,
     SwitchRejected,
 )
+from modeld.manager import leaving
 from modeld.manager.statefile import StateFile
 from modeld.policy import OnBusy, OnFailure, OnInflight, Strategy, SwitchOptions, SwitchPolicy
 from modeld.types import GenerateRequest, ModelSpec, OpKind, OpReason, OpState, Phase, State, Step
@@ -300,6 +301,47 @@ def test_cancelling_while_the_old_model_answers_takes_nothing_away(bench: Make, 
     else:
         assert error_of(b, op) == ("op_cancelled", None)
     assert (old.closed_with, b.manager.status().current_model) == (None, "a")
+
+
+# -- memory that comes back -----------------------------------------------------------------------------------------------
+
+
+def test_with_room_for_both_the_old_model_is_freed_after_the_switch(bench: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leaving, "FREE_AFTER_S", 0.0)
+    given_back = threading.Event()
+    b = bench(has_room=lambda spec: True, give_back=given_back.set)
+    old = b.load("a")
+    op, _ = b.manager.switch("b")
+    load = b.factory.next_load()
+    load.report(Step.MMAP, 50)
+    assert (old.closed_with is not None, old.freed) == (True, False)
+    load.finish()
+    assert b.follower.ended(op).name == "model_ready"
+    assert old.was_freed.wait(DEADLINE_S)
+    assert given_back.wait(DEADLINE_S)
+
+
+def test_what_waits_to_be_freed_is_freed_before_the_next_op_counts_memory(bench: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leaving, "FREE_AFTER_S", 86_400.0)
+    b = bench(has_room=lambda spec: True)
+    old = b.load("a")
+    b.manager.switch("b")
+    b.load("b")
+    assert not old.freed
+    b.manager.switch("c")
+    b.load("c")
+    assert old.freed
+
+
+def test_what_waits_to_be_freed_is_freed_before_a_rollback(bench: Make) -> None:
+    b = bench(has_room=lambda spec: True)
+    old = b.load("a")
+    op, _ = b.manager.switch("b")
+    b.fail("b")
+    load = b.factory.next_load()
+    assert old.freed
+    load.finish()
+    assert error_of(b, op) == ("model_load_failed", "a")
 
 
 # -- rollback ---------------------------------------------------------------------------------------------------------

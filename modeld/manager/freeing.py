@@ -29,14 +29,20 @@ class Freeing:
         self._resident_bytes = resident_bytes
         self._thread: threading.Thread | None = None
 
-    def begin(self) -> None:
-        """Start to free. Idempotent."""
+    def begin(self, afterwards: Callable[[], None] | None = None) -> None:
+        """Start to free, and call `afterwards` then. Idempotent."""
         if self._tenant is None or self._thread is not None:
             return
-        try:
-            self._thread = start_thread("modeld-free", self._free)
-        except RuntimeError:  # the system has no thread for us
+
+        def run() -> None:
             self._free()
+            if afterwards is not None:
+                afterwards()
+
+        try:
+            self._thread = start_thread("modeld-free", run)
+        except RuntimeError:  # the system has no thread for us
+            run()
             self._tenant = None
 
     def wait(self) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
 
 from modeld.errors import EngineFailed, ModeldError, ModelSwitched, ShuttingDown
 from modeld.manager.freeing import Freeing
 from modeld.manager.loading import Lookout
+from modeld.manager.runner import Host
 from modeld.manager.state import Lifecycle
 from modeld.manager.telling import Teller, op_fields
 from modeld.manager.tenant import Tenant
@@ -24,9 +24,10 @@ FREE_AFTER_S = 0.25  # what the first requests of the next model have before the
 class Leaving:
     """The switch thread's alone."""
 
-    def __init__(self, life: Lifecycle, resident_bytes: Callable[[], int], teller: Teller, lookout: Lookout) -> None:
+    def __init__(self, life: Lifecycle, host: Host, teller: Teller, lookout: Lookout) -> None:
         self._life = life
-        self._resident_bytes = resident_bytes
+        self._resident_bytes = host.resident_bytes
+        self._give_back = host.give_back
         self._teller = teller
         self._lookout = lookout
         self._unfreed = self.nothing()  # closed; its memory is taken still, or on its way back
@@ -86,9 +87,9 @@ class Leaving:
     def free(self, *, now: bool = False) -> None:
         """Begin if it is time; `now`: in any case, and wait for its end."""
         if now:
-            self._unfreed.finish()
+            self._unfreed.finish()  # no more: what comes next takes the pages that are free in the heap
         if now or time.monotonic() >= self._free_at:
-            self._unfreed.begin()
+            self._unfreed.begin(self._give_back)
             self._free_at = math.inf
 
     # -- the model that an overlap has replaced

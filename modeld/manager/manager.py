@@ -105,7 +105,7 @@ class Manager:
         self._cooldowns = Cooldowns()
         self._preflight = Preflight(host, self._memory, self._cooldowns)
         teller, lookout = Teller(self._life, self._publish), Lookout(self._life, self._chores)
-        self._leaving = Leaving(self._life, host.resident_bytes, teller, lookout)
+        self._leaving = Leaving(self._life, host, teller, lookout)
         self._switcher = Switcher(
             self._life, host, open_runner, self._memory, self._cooldowns, self._preflight, teller, lookout, self._leaving
         )

@@ -122,4 +122,5 @@ class Host:
     read_ahead: ReadAhead = lambda _spec, _on_progress: None
     fits: Fits = lambda _spec, _leaving: None
     has_room: Callable[[ModelSpec], bool] = lambda _spec: False  # it is known to fit beside all that is loaded
+    give_back: Callable[[], None] = lambda: None  # free pages of the heap to the system
     resident_bytes: Callable[[], int] = lambda: 0  # memory of the process that is not a file's

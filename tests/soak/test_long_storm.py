@@ -24,7 +24,8 @@ def test_2000_random_requests_end_once_each_and_leave_nothing(tmp_path: Path) ->
     soak_s = float(os.environ.get("MODELD_SOAK_S") or 0)
     print(f"MODELD_STORM_SEED={seed} asks the same again")
     start, ends, sizes = time.monotonic(), Counter[str](), list[float]()
-    with Daemon(demo_config(tmp_path)) as daemon:
+    # Without cells that are kept: they may take what the budget gives, and here that is never used up.
+    with Daemon(demo_config(tmp_path, "switching: {kv_keep_bytes: 0}\n")) as daemon:
         models = models_of(daemon)
         every_slot_answers(daemon)
         pid = daemon.process.pid
