@@ -42,7 +42,8 @@ N_GRAMMARS_KEPT = 8
 
 
 class EngineRunner:
-    """A loaded, warmed model that answers. Opened and closed by the switch thread; submit and the like from handlers."""
+    """A loaded, warmed model that answers. Opened on the load's thread, closed by the switch thread; submit and the like
+    from handlers."""
 
     def __init__(
         self,

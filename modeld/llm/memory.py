@@ -45,7 +45,7 @@ def settle_allocator() -> None:
 def large_blocks_mapped() -> Iterator[None]:
     """Blocks of 1 MiB and more that are allocated meanwhile are mappings of their own.
 
-    By the switch thread during a load, and by who saves cells: should both do so at once, the first to end ends it for both,
+    By the load's thread, and by who saves cells: should both do so at once, the first to end ends it for both,
     and some blocks come from the heap.
     """
     libc = _libc()

@@ -24,7 +24,7 @@ _MAX_REASON_LINES = 4
 
 
 class Model(Handle):
-    """The weights and the vocabulary. Loaded and closed by the switch thread; only read in between."""
+    """The weights and the vocabulary. Loaded by the thread of the load, closed by the one that frees; only read in between."""
 
     kind = "model"
 

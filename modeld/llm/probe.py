@@ -49,7 +49,7 @@ class ProbeResult:
 def probe(
     spec: ModelSpec, on_wait: Callable[[], bool], *, timeout_s: float, memory_limit_bytes: int | None = None
 ) -> ProbeResult:
-    """Load the file and decode a few tokens, elsewhere. Switch thread: its end would end the process that tries.
+    """Load the file and decode a few tokens, elsewhere. Any thread that outlives the call: its end would end the trial.
 
     `on_wait` is asked ten times a second and answers False to end it. `memory_limit_bytes` bounds what the process allocates;
     mapped weights do not count. It takes the time of a load from the page cache without repacking, and a decode on one thread.

@@ -42,7 +42,7 @@ class ReadAhead:
 
 
 def read_ahead(paths: Sequence[Path], on_progress: Callable[[int, int], bool]) -> ReadAhead:
-    """Bring all of the files (one model's shards) into the page cache. Switch thread; releases the GIL while it reads.
+    """Bring all of the files (one model's shards) into the page cache. Any thread; releases the GIL while it reads.
 
     `on_progress(done_bytes, total_bytes)` is called before the first byte is read, with what is cached already, and after each
     MiB; it answers False to end it. Raises LoadFailed for a file that cannot be read or has become shorter.

@@ -24,7 +24,7 @@ _ROW_BLOCK = 4  # the activations' block in ggml-cpu's repacked gemm (repack.cpp
 
 
 class LlamaRuntime:
-    """One loaded model with its context. Loaded by the switch thread; see adapter.Runtime for who may call what."""
+    """One loaded model with its context. Loaded on the load's thread; see adapter.Runtime for who may call what."""
 
     def __init__(self, spec: ModelSpec, on_progress: LoadProgress) -> None:
         """Load the model and make its context, on a big stack. Raises LoadFailed, OpCancelled, LibraryMismatch."""

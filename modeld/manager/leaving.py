@@ -72,7 +72,7 @@ class Leaving:
             tenant.runner.close(reason)
         except Exception:
             log.exception("closing a model failed; what it holds is lost", extra={"model_id": tenant.spec.id})
-            return Freeing(None, self._resident_bytes)  # a thread of it may still live
+            return self.nothing()  # a thread of it may still live
         freeing = Freeing(tenant, self._resident_bytes)
         if frees:
             freeing.begin()
@@ -88,9 +88,11 @@ class Leaving:
         """Begin if it is time; `now`: in any case, and wait for its end."""
         if now:
             self._unfreed.finish()  # no more: what comes next takes the pages that are free in the heap
-        if now or time.monotonic() >= self._free_at:
+        elif time.monotonic() >= self._free_at:
             self._unfreed.begin(self._give_back)
-            self._free_at = math.inf
+        else:
+            return
+        self._free_at = math.inf
 
     # -- the model that an overlap has replaced
 

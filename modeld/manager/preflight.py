@@ -31,7 +31,7 @@ Report = Callable[[PhaseNews | None], bool]
 
 
 class Preflight:
-    """`run` on the switch thread; the questions from any thread."""
+    """`run` on a thread that the switch thread watches; the questions from any thread."""
 
     def __init__(self, host: Host, memory: StateFile, cooldowns: Cooldowns) -> None:
         self._host = host

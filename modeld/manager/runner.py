@@ -114,7 +114,8 @@ Fits = Callable[[ModelSpec, ModelSpec | None], str | None]
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """What the manager asks about model files and memory. The switch thread calls, `inspect` and `fits` handlers, too."""
+    """What the manager asks about model files and memory. The switch thread calls, for what takes time a thread that it
+    watches; `inspect` and `fits` handlers, too."""
 
     inspect: Inspect
     verify: Verify = lambda _spec, _on_progress: None
