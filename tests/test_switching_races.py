@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -129,6 +130,27 @@ def test_an_idle_models_unload_gives_way_to_a_switch_that_comes_just_then(
     b.load("b")
     monkeypatch.undo()
     assert b.follower.ended(asked[0]).name == "model_ready"
+
+
+def test_a_stop_that_comes_just_before_the_switch_thread_looks_around_is_not_slept_through(
+    bench: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    b = bench()
+    b.load("a")
+    life = b.manager._life
+    b.wait(life.is_at_rest)
+    count = life.ticks
+
+    def stopped_first() -> int:
+        life.stop()
+        return count()
+
+    monkeypatch.setattr(b.manager._leaving, "act_at", lambda: math.inf)  # nothing else wakes it
+    monkeypatch.setattr(life, "ticks", stopped_first)
+    b.manager.look_again()
+    assert b.manager._thread is not None
+    b.manager._thread.join(DEADLINE_S)
+    assert not b.manager._thread.is_alive()
 
 
 def test_an_idle_models_unload_gives_way_to_a_request_that_comes_just_then() -> None:

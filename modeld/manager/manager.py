@@ -383,8 +383,10 @@ class Manager:
 
     def _run(self) -> None:
         try:
-            while not self._life.stopping:
-                seen = self._life.ticks()
+            while True:
+                seen = self._life.ticks()  # before all looks, at `stopping` too: what comes after one ends the pause
+                if self._life.stopping:
+                    break
                 self._chores()
                 if (task := self._life.next_task()) is not None:
                     self._perform(task)
