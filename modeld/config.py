@@ -1,24 +1,19 @@
-"""What is modeld configured to do? YAML, environment and flags -> Config; errors name file, line and key path.
-
-Three tables, SERVER_KEYS, SWITCHING_KEYS and MODEL_KEYS, say of every key what it takes, its default and what it is for; they
-drive the parsing and docs/configuration.md.
-"""
+"""What is modeld configured to do? YAML, environment and flags -> Config; errors name file, line and key path."""
 
 from __future__ import annotations
 
 import difflib
-import enum
-import math
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from modeld import yamltree
 from modeld.errors import ConfigError
-from modeld.policy import AtStart, OnBusy, OnFailure, OnInflight, Strategy, SwitchPolicy
+from modeld.policy import SwitchPolicy
+from modeld.settings import MODEL_KEYS, SERVER_KEYS, SWITCHING_KEYS, Key
 from modeld.types import ModelSpec
 from modeld.yamltree import Node
 
@@ -44,188 +39,6 @@ class Config:
     path: Path
     switching: SwitchPolicy = field(default_factory=SwitchPolicy)
 
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """What a key takes. `parse` raises ValueError for anything else; one with text says more than `expected` does."""
-
-    expected: str
-    parse: Callable[[Node], object]
-
-
-@dataclass(frozen=True, slots=True)
-class Key:
-    name: str
-    kind: Kind
-    default: str  # as the documentation shows it; the value itself is the dataclass field's
-    doc: str
-
-
-# -- the kinds of values ---------------------------------------------------------------------------------------------
-
-
-def _whole(low: int, high: int, also: str = "") -> Kind:
-    def parse(node: Node) -> int:
-        if isinstance(node.value, bool) or not isinstance(node.value, int) or not low <= node.value <= high:
-            raise ValueError
-        return node.value
-
-    return Kind(f"a whole number {low}..{high}{also}", parse)
-
-
-def _text(max_length: int) -> Kind:
-    def parse(node: Node) -> str:
-        if isinstance(node.value, str) and 0 < len(node.value) <= max_length and "\0" not in node.value:
-            return node.value
-        if isinstance(node.value, bool | int | float):
-            raise ValueError(f"expected text, found {node}: put it in quotes")
-        raise ValueError
-
-    return Kind(f"text of 1..{max_length} characters", parse)
-
-
-def _pattern(expected: str, pattern: str) -> Kind:
-    def parse(node: Node) -> str:
-        if isinstance(node.value, bool | int | float):
-            raise ValueError(f"expected {expected}, found {node}: put it in quotes")
-        if not isinstance(node.value, str) or re.fullmatch(pattern, node.value) is None:
-            raise ValueError
-        return node.value
-
-    return Kind(expected, parse)
-
-
-def _choice(*names: str) -> Kind:
-    def parse(node: Node) -> str:
-        # The text as it is written: YAML reads an unquoted on or off as a truth value.
-        if node.text not in names:
-            raise ValueError
-        return node.text
-
-    return Kind("one of " + ", ".join(names), parse)
-
-
-def _member(kind: type[enum.StrEnum]) -> Kind:
-    by_name = _choice(*kind)
-    return Kind(by_name.expected, lambda node: kind(str(by_name.parse(node))))
-
-
-def _truth() -> Kind:
-    def parse(node: Node) -> bool:
-        if not isinstance(node.value, bool):
-            raise ValueError
-        return node.value
-
-    return Kind("true or false", parse)
-
-
-def _or_null(kind: Kind) -> Kind:
-    return Kind(f"{kind.expected}, or null", lambda node: None if node.value is None else kind.parse(node))
-
-
-def _parse_sha256(node: Node) -> str:
-    if node.text is None or re.fullmatch(r"[0-9A-Fa-f]{64}", node.text) is None:
-        raise ValueError
-    return node.text.lower()
-
-
-def _parse_seed(node: Node) -> int | None:
-    if isinstance(node.value, bool) or not isinstance(node.value, int) or not -1 <= node.value < 1 << 32:
-        raise ValueError
-    return node.value if node.value >= 0 else None
-
-
-def _parse_tensor_split(node: Node) -> tuple[float, ...]:
-    if not isinstance(node.value, tuple) or len(node.value) > 16:  # 16: llama_max_devices()
-        raise ValueError
-    shares = []
-    for item in node.value:
-        if isinstance(item.value, bool) or not isinstance(item.value, int | float) or not 0 <= item.value < math.inf:
-            raise ValueError
-        shares.append(float(item.value))
-    if shares and not any(shares):
-        raise ValueError
-    return tuple(shares)
-
-
-_ID = _pattern("1..128 characters of A-Z a-z 0-9 . _ : -", r"[A-Za-z0-9._:-]{1,128}")
-POOLINGS = ("none", "mean", "cls", "last")
-_CACHE_TYPE = _choice("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
-
-SERVER_KEYS: tuple[Key, ...] = (
-    Key("host", _pattern("a host name or an address", r"[0-9A-Za-z._:%-]{1,253}"), "127.0.0.1", "Address to listen on."),
-    Key("port", _whole(0, 65535), "8080", "Port to listen on; 0 takes a free one."),
-    Key("queue_size", _whole(0, 65536), "128", "Requests that may wait for a slot; one more gets 429 `queue_full`."),
-    Key("max_connections", _whole(1, 65536), "512", "Connections served at once; one more gets 503."),
-    Key("generation_timeout_s", _whole(0, 86_400), "0", "What a generation may take, the queue included; 0: no limit."),
-    Key("log_level", _choice("debug", "info", "warning", "error"), "info", "Least severity that is logged."),
-    Key("log_format", _choice("auto", "text", "json"), "auto", "`auto`: text on a terminal, JSON elsewhere."),
-)
-
-SWITCHING_KEYS: tuple[Key, ...] = (
-    Key("on_inflight", _member(OnInflight), "cancel", "What becomes of running requests: cut, or given time to end."),
-    Key("drain_timeout_s", _whole(0, 86_400), "300", "How much time `drain` gives; the model that an overlap replaced, too."),
-    Key("on_busy", _member(OnBusy), "queue", "A switch while others run or wait: behind them, refused, or instead of them."),
-    Key("on_failure", _member(OnFailure), "rollback", "After a failed load: the model before comes back, or none answers."),
-    Key("strategy", _member(Strategy), "replace", "`overlap`: the new model is loaded beside the old; `auto`: where both fit."),
-    Key("at_start", _member(AtStart), "last", "`last`: load what answered last, else `default_model`; `default`: always that."),
-    Key("cooldown_failures", _whole(0, 100), "3", "Failures in a row after which a model has to wait; 0: never."),
-    Key("cooldown_s", _whole(1, 3600), "60", "How long, at first; each further failure doubles it, up to an hour."),
-    Key("load_stall_timeout_s", _whole(0, 86_400), "120", "A load that makes no progress for so long has failed; 0: never."),
-    Key("prefetch", _truth(), "true", "Read the file ahead while the old model still answers."),
-    Key("probe", _truth(), "true", "Decode a file that nobody vouched for in a process of its own first."),
-    Key("check_memory", _truth(), "true", "Refuse a switch whose model cannot fit into memory."),
-    Key("kv_keep_bytes", _whole(0, 1 << 40), "268435456", "Memory for KV cells of models that have left; 0: none are kept."),
-    Key("auto_switch", _truth(), "false", "A request that names another registered model switches to it."),
-    Key("auto_switch_min_stay_s", _whole(0, 86_400), "10", "How long a model stays before a request switches away from it."),
-    Key("idle_unload_s", _whole(0, 31_536_000), "0", "A model that nobody used for so long is unloaded; 0: never."),
-    Key("watch_config", _truth(), "true", "Read this file again when it changes."),
-)
-
-MODEL_KEYS: tuple[Key, ...] = (
-    Key("id", _ID, "required", "The name by which requests and switches call the model; unique."),
-    Key("path", _text(4096), "required", "The GGUF file, relative to the configuration file; `~` is expanded."),
-    Key("name", _text(256), "the id", "A name for people."),
-    Key("quant", _or_null(_text(64)), "null", "Shown in `/models`; null: read from the GGUF."),
-    Key("family", _or_null(_text(64)), "null", "Shown in `/models`; null: `general.architecture` of the GGUF."),
-    Key("n_ctx", _whole(0, 1 << 30), "4096", "KV cells in total, shared by the slots; 0: the model's own context."),
-    Key("n_parallel", _whole(1, 256), "4", "Slots: requests decoded together."),
-    Key("n_batch", _whole(1, 65536), "2048", "Tokens of one decode, at most; at least `n_parallel`."),
-    Key("n_ubatch", _whole(1, 65536), "512", "Tokens computed at once; at most `n_batch`, to which the default is cut."),
-    Key("n_threads", _whole(0, 1024), "0", "0: the usable cores (affinity and cgroup quota respected)."),
-    Key(
-        "cpu_pinning",
-        _choice("auto", "on", "off"),
-        "auto",
-        "Compute threads bound to a core each; auto: if they take all.",
-    ),
-    Key("max_step_ms", _whole(10, 60_000), "250", "What a step may take while answers stream and a prompt is read (ms)."),
-    Key("n_gpu_layers", _whole(-1, 65536), "-1", "Layers kept on the GPU; -1: all."),
-    Key("main_gpu", _whole(0, 15), "0", "The GPU that is used where one is."),
-    Key("split_mode", _choice("none", "layer", "row"), "layer", "How a model is split over GPUs."),
-    Key(
-        "tensor_split",
-        Kind("a list of at most 16 numbers >= 0, not all 0", _parse_tensor_split),
-        "[]",
-        "The GPUs' shares of the model; empty: by their memory.",
-    ),
-    Key("cache_type_k", _CACHE_TYPE, "f16", "Type of the KV cache's keys."),
-    Key("cache_type_v", _CACHE_TYPE, "f16", "Type of its values; a quantized one needs flash attention."),
-    Key("flash_attn", _choice("auto", "on", "off"), "auto", "Flash attention."),
-    Key("load_mode", _choice("auto", "mmap", "mlock", "none"), "auto", "How the file comes into memory; none: it is read."),
-    Key("chat_template", _or_null(_text(65536)), "null", "Jinja, or the name of a template in llama.cpp; null: the model's own."),
-    Key("embeddings", _choice("auto", "on", "off"), "auto", "`on`: it gives embeddings; `off`: it generates; `auto`: as below."),
-    Key(
-        "pooling", _or_null(_choice(*POOLINGS)), "null", "How the vectors of an input's tokens become one; null: the model's own."
-    ),
-    Key(
-        "seed",
-        _or_null(Kind("a whole number -1..4294967295", _parse_seed)),
-        "null",
-        "Of requests that bring none; null or -1: a fresh one for each.",
-    ),
-    Key("sha256", _or_null(Kind("64 hexadecimal digits", _parse_sha256)), "null", "Checked before the model is loaded."),
-)
 
 ENVIRONMENT: Mapping[str, str] = {
     "MODELD_HOST": "host",

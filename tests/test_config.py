@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modeld import config, yamltree
-from modeld.config import MODEL_KEYS, SERVER_KEYS, SWITCHING_KEYS, Key, ServerConfig, find_config, load_config, resolve
+from modeld.config import ServerConfig, find_config, load_config, resolve
 from modeld.errors import ConfigError
 from modeld.policy import AtStart, OnBusy, OnFailure, OnInflight, Strategy, SwitchPolicy
+from modeld.settings import MODEL_KEYS, SERVER_KEYS, SWITCHING_KEYS, Key
 from modeld.types import ModelSpec
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -21,7 +21,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     # 1
     "modeld.events": ("modeld.errors", "modeld.types"),
     "modeld.yamltree": ("modeld.errors",),
-    "modeld.config": ("modeld.errors", "modeld.types", "modeld.policy", "modeld.yamltree"),
+    "modeld.settings": ("modeld.policy", "modeld.yamltree"),
+    "modeld.config": ("modeld.errors", "modeld.types", "modeld.policy", "modeld.yamltree", "modeld.settings"),
     "modeld.llm.adapter": ("modeld.errors", "modeld.types"),
     "modeld.logs": ("modeld.errors", "modeld.types", "modeld.threads"),
     # 2
