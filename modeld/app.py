@@ -12,8 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from modeld import __version__, logs
-from modeld.config import Config
+from modeld.config import Config, ServerConfig
 from modeld.errors import ConfigError, ModeldError
+from modeld.httpapi.limits import Limits
 from modeld.llm.libllama import LLAMA_COMMIT
 from modeld.reload import ConfigSource, ConfigWatch
 from modeld.threads import start_thread
@@ -67,7 +68,6 @@ def serve(source: ConfigSource, config: Config) -> int:
     signals = _Signals()
     # Imported here, so that `--version` and usage errors answer at once.
     from modeld.hosting import ModelHost
-    from modeld.httpapi.limits import Limits
     from modeld.httpapi.server import HttpServer
     from modeld.llm.backend import backend
     from modeld.manager.journal import Journal
@@ -90,6 +90,7 @@ def serve(source: ConfigSource, config: Config) -> int:
         policy=config.switching,
         memory=memory,
         journal=Journal(memory.folder),
+        max_event_clients=config.server.max_event_clients,
     )
 
     def apply(config: Config) -> None:
@@ -99,9 +100,8 @@ def serve(source: ConfigSource, config: Config) -> int:
     reloader = Reloader(source, config, manager, apply)
     manager.reload = reloader.reload
     watch = ConfigWatch(source.path, reloader.follow, since=source.stamp)
-    limits = Limits(connections=config.server.max_connections, generation_s=config.server.generation_timeout_s or math.inf)
     try:
-        server = HttpServer(manager, config.server.host, config.server.port, limits)
+        server = HttpServer(manager, config.server.host, config.server.port, limits_of(config.server))
     except (OSError, UnicodeError) as error:  # UnicodeError: a host name with an empty or overlong label
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         log.error("cannot listen on %s port %d: %s", config.server.host, config.server.port, reason)
@@ -121,6 +121,24 @@ def serve(source: ConfigSource, config: Config) -> int:
         server.close(DRAIN_S)
     log.info("stopped")
     return EXIT_OK
+
+
+def limits_of(server: ServerConfig) -> Limits:
+    return Limits(
+        connections=server.max_connections,
+        head_bytes=server.max_head_bytes,
+        head_fields=server.max_head_fields,
+        body_bytes=server.max_body_bytes,
+        drain_bytes=server.max_drain_bytes,
+        head_s=server.head_timeout_s,
+        body_s=server.body_timeout_s,
+        idle_s=server.idle_timeout_s,
+        send_s=server.send_timeout_s,
+        linger_s=server.linger_s,
+        unacknowledged_s=server.unacknowledged_timeout_s,
+        heartbeat_s=server.heartbeat_s,
+        generation_s=server.generation_timeout_s or math.inf,
+    )
 
 
 def _log_url(url: str) -> None:

@@ -21,7 +21,7 @@ from modeld.errors import ShuttingDown, TooManyConnections
 from modeld.types import Status
 
 RING_SIZE = 1024  # events that a slow or reconnecting client can still get; one load makes about 200
-MAX_SUBSCRIBERS = 1024
+MAX_SUBSCRIBERS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +55,10 @@ class SubscriptionEnded(Exception):
 class EventHub:
     """Numbers events, keeps the last RING_SIZE of them and wakes whoever reads."""
 
-    def __init__(self, status: Status) -> None:
+    def __init__(self, status: Status, max_subscribers: int = MAX_SUBSCRIBERS) -> None:
         """`status` is what the daemon says before the first event; a snapshot of it has number 0."""
         self._start = f"{time.time_ns():x}{os.getpid():x}"  # another one in each life of the daemon; no '-' inside
+        self._max_subscribers = max_subscribers
         self._cond = threading.Condition()
         # Guards all below. Notified on every event and every close; nobody writes to a socket while holding it.
         self._status = status  # as the latest event left it
@@ -85,8 +86,8 @@ class EventHub:
         with self._cond:
             if self._closed:
                 raise ShuttingDown("the daemon is stopping")
-            if len(self._subscribers) >= MAX_SUBSCRIBERS:
-                raise TooManyConnections(f"{MAX_SUBSCRIBERS} clients follow the events already", retry_after_s=10)
+            if len(self._subscribers) >= self._max_subscribers:
+                raise TooManyConnections(f"{self._max_subscribers} clients follow the events already", retry_after_s=10)
             resumed = self._number(last_event_id) if last_event_id else None
             if resumed is not None:
                 subscription = Subscription(self, None, resumed + 1)

@@ -6,6 +6,7 @@ import dataclasses
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -13,8 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modeld import config, yamltree
+from modeld.app import limits_of
 from modeld.config import ServerConfig, find_config, load_config, resolve
 from modeld.errors import ConfigError
+from modeld.httpapi.limits import Limits
 from modeld.policy import AtStart, OnBusy, OnFailure, OnInflight, Strategy, SwitchPolicy
 from modeld.settings import MODEL_KEYS, SERVER_KEYS, SWITCHING_KEYS, Key
 from modeld.types import ModelSpec
@@ -59,7 +62,10 @@ def test_every_key_is_taken_over(write: Write, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("HOME", "/home/somebody")
     path = write(
         f"""
-server: {{host: "::1", port: 0, queue_size: 0, max_connections: 7, generation_timeout_s: 9, log_level: debug, log_format: json}}
+server: {{host: "::1", port: 0, queue_size: 0, max_connections: 7, max_event_clients: 6, max_head_bytes: 2048,
+  max_head_fields: 50, max_body_bytes: 4096, max_drain_bytes: 0, head_timeout_s: 11, body_timeout_s: 12, idle_timeout_s: 13,
+  send_timeout_s: 14, linger_s: 0, unacknowledged_timeout_s: 15, heartbeat_s: 16, generation_timeout_s: 9, log_level: debug,
+  log_format: json}}
 switching: {{on_inflight: drain, drain_timeout_s: 7, on_busy: supersede, on_failure: error, strategy: overlap, at_start: default,
   cooldown_failures: 0, cooldown_s: 1, load_stall_timeout_s: 3, prefetch: false, probe: false, check_memory: false,
   kv_keep_bytes: 0, auto_switch: true, auto_switch_min_stay_s: 2, idle_unload_s: 5, watch_config: false}}
@@ -95,7 +101,7 @@ models:
 """
     )
     loaded = load_config(path)
-    assert loaded.server == ServerConfig("::1", 0, 0, 7, 9, "debug", "json")
+    assert loaded.server == ServerConfig("::1", 0, 0, 7, 6, 2048, 50, 4096, 0, 11, 12, 13, 14, 0, 15, 16, 9, "debug", "json")
     assert loaded.switching == SwitchPolicy(
         OnInflight.DRAIN, 7, OnBusy.SUPERSEDE, OnFailure.ERROR, Strategy.OVERLAP, AtStart.DEFAULT, 0, 1, 3, False, False, False,
         0, True, 2, 5, False,
@@ -458,3 +464,10 @@ def test_the_yaml_examples_of_the_documentation_are_valid(write: Write) -> None:
     assert examples
     for example in examples:
         assert load_config(write(example)).models
+
+
+def test_every_limit_of_the_http_surface_is_a_key_with_the_same_default() -> None:
+    assert limits_of(ServerConfig()) == Limits()
+    other: dict[str, Any] = {key.name: 77 for key in SERVER_KEYS if key.kind.expected.startswith("a whole number")}
+    changed = limits_of(ServerConfig(**other))
+    assert {getattr(changed, item.name) for item in dataclasses.fields(Limits) if item.name != "refusals"} == {77}

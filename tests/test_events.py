@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modeld import events
 from modeld.errors import ShuttingDown, TooManyConnections
 from modeld.events import RING_SIZE, EventHub, Snapshot, SubscriptionEnded
 from modeld.types import Load, State, Status
@@ -167,9 +166,8 @@ def test_close_of_a_subscription_wakes_its_reader() -> None:
             taking.result(DEADLINE_S)
 
 
-def test_the_number_of_subscribers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(events, "MAX_SUBSCRIBERS", 2)
-    hub = EventHub(STATUS)
+def test_the_number_of_subscribers_is_bounded() -> None:
+    hub = EventHub(STATUS, max_subscribers=2)
     one = hub.subscribe(None, STATUS)
     hub.subscribe(None, STATUS)
     with pytest.raises(TooManyConnections) as refused:

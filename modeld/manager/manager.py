@@ -20,7 +20,7 @@ from modeld.errors import (
     OpCancelled,
     ShuttingDown,
 )
-from modeld.events import EventHub, Subscription
+from modeld.events import MAX_SUBSCRIBERS, EventHub, Subscription
 from modeld.manager.admission import Admission, Cancellable
 from modeld.manager.cooldown import Cooldowns
 from modeld.manager.history import recalled, record_of
@@ -81,6 +81,7 @@ class Manager:
         policy: SwitchPolicy | None = None,
         memory: StateFile | None = None,
         journal: Journal | None = None,
+        max_event_clients: int = MAX_SUBSCRIBERS,
     ) -> None:
         """`default_model` is an id of the registry; None: none is loaded at start, unless `memory` knows of one that was."""
         self._registry = _by_id(registry)  # replaced as a whole, never changed
@@ -101,7 +102,7 @@ class Manager:
         why = None if choice.model_id is not None else _no_model(len(registry), choice.reason)
         self._life = Lifecycle(why, version=version, auto_switch=policy.auto_switch)
         self._life.recall(recalled(self._journal.recent(256)))
-        self._hub = EventHub(self.status())
+        self._hub = EventHub(self.status(), max_event_clients)
         self._cooldowns = Cooldowns()
         self._preflight = Preflight(host, self._memory, self._cooldowns)
         teller, lookout = Teller(self._life, self._publish), Lookout(self._life, self._chores)
