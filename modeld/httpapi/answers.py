@@ -13,8 +13,9 @@ from json.encoder import encode_basestring_ascii as encode_text
 
 from modeld.httpapi import sse
 from modeld.httpapi.logprobs import chat_logprobs, completion_logprobs
+from modeld.httpapi.record import Record
 from modeld.httpapi.toolcalls import CallDelta, ToolCallParser
-from modeld.types import Chunk, Finished, TokenLogprob, Usage
+from modeld.types import Chunk, Finished, TokenLogprob
 
 Json = dict[str, object]
 
@@ -69,27 +70,25 @@ class AnswerHead:
 
 
 class Tally:
-    """The usage of all choices. The prompt counts once, whatever the number of answers to it."""
+    """Which choices have ended, and the usage of all of them, kept in the request's record."""
 
-    def __init__(self, n_choices: int, n_per_prompt: int) -> None:
+    def __init__(self, n_choices: int, n_per_prompt: int, record: Record) -> None:
         self._n_per_prompt = n_per_prompt
+        self._record = record
         self.n_open = n_choices
-        self._prompt_tokens = self._completion_tokens = self._cached_tokens = 0
 
-    def add(self, index: int, usage: Usage) -> None:
+    def add(self, index: int, end: Finished) -> None:
         """Choice `index` has ended."""
         self.n_open -= 1
-        self._completion_tokens += usage.completion_tokens
-        if index % self._n_per_prompt == 0:
-            self._prompt_tokens += usage.prompt_tokens
-            self._cached_tokens += usage.cached_tokens
+        self._record.finished(end.reason, end.usage, counts_prompt=index % self._n_per_prompt == 0)
 
     def json(self) -> Json:
+        record = self._record
         return {
-            "prompt_tokens": self._prompt_tokens,
-            "completion_tokens": self._completion_tokens,
-            "total_tokens": self._prompt_tokens + self._completion_tokens,
-            "prompt_tokens_details": {"cached_tokens": self._cached_tokens},
+            "prompt_tokens": record.prompt_tokens,
+            "completion_tokens": record.completion_tokens,
+            "total_tokens": record.prompt_tokens + record.completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": record.cached_tokens},
         }
 
 

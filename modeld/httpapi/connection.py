@@ -30,6 +30,7 @@ class Connection:
     def __init__(self, sock: socket.socket, limits: Limits) -> None:
         self.sock = sock
         self.limits = limits
+        self.client_address = _client_address(sock)
         self.sent_bytes = 0
         self._unsent = b""  # what try_send left
         self._buffer = bytearray()  # received and not yet consumed; may hold the start of a pipelined request
@@ -205,3 +206,8 @@ class Connection:
         """Wake the connection's thread out of whatever it waits for. Any thread; the owner still closes."""
         with contextlib.suppress(OSError):
             self.sock.shutdown(socket.SHUT_RDWR)
+
+
+def _client_address(sock: socket.socket) -> str:
+    """The IP address at the other end; "unix" for a Unix socket. Raises OSError where the client has left already."""
+    return str(sock.getpeername()[0]) if sock.family in (socket.AF_INET, socket.AF_INET6) else "unix"

@@ -44,7 +44,7 @@ def post_embeddings(request: Request, service: Service) -> StreamResponse:
     asked = parse_embeddings(request.body, request.request_id)
     loaded = service.loaded()
     if loaded is not None:  # so that a refusal names it, too
-        request.reply_fields["X-Model-Id"] = loaded.id
+        request.reply_fields["X-Model-Id"] = request.record.model_id = loaded.id
     admission = service.admit_embedding(asked.embed)
     request.on_client_gone(admission.cancel)
     embedding = admission.wait(until - time.monotonic())
@@ -53,7 +53,8 @@ def post_embeddings(request: Request, service: Service) -> StreamResponse:
     if embedding is None or embedded is None:
         admission.cancel()
         raise GenerationTimeout("this took longer than the server allows (server.generation_timeout_s); it was cancelled")
-    request.reply_fields["X-Model-Id"] = embedding.model_id
+    request.reply_fields["X-Model-Id"] = request.record.model_id = embedding.model_id
+    request.record.prompt_tokens = embedded.prompt_tokens
     vectors = [normalized(vector[: asked.embed.dimensions], asked.normalize) for vector in embedded.vectors]
     usage = {"prompt_tokens": embedded.prompt_tokens, "total_tokens": embedded.prompt_tokens}
     tail = f'], "model": {json.dumps(embedding.model_id)}, "usage": {json.dumps(usage)}}}'

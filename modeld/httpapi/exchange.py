@@ -12,15 +12,18 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from email.utils import formatdate
 from typing import Protocol
 
 from modeld.errors import InternalError, ModeldError, RequestCancelled, RequestTimeout
 from modeld.httpapi import schema
 from modeld.httpapi.body import check_length, read_body
+from modeld.httpapi.caller import Caller, anonymous
 from modeld.httpapi.connection import Connection, Disconnected
 from modeld.httpapi.head import RequestHead, parse_head
 from modeld.httpapi.message import LAST_FRAME, Request, Response, StreamResponse, encode_head, json_response
+from modeld.httpapi.record import Record
 from modeld.httpapi.router import Route, match
 from modeld.httpapi.service import Service
 from modeld.httpapi.watch import ClientWatch
@@ -33,21 +36,27 @@ _LOGGED_TARGET_CHARS = 512
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What all exchanges of one server share."""
+
+    service: Service
+    watch: ClientWatch
+    stopping: Callable[[], bool]  # the server closes: no response promises another one
+
+
 class Exchange:
     """One request and its response on a connection; `run` once."""
 
-    def __init__(self, connection: Connection, service: Service, watch: ClientWatch, stopping: Callable[[], bool]) -> None:
+    def __init__(self, connection: Connection, site: Site) -> None:
         self._connection = connection
-        self._service = service
-        self._watch = watch
-        self._stopping = stopping  # the server closes: no response promises another one
+        self._site = site
         self._limits = connection.limits
-        self._request_id = uuid.uuid4().hex
+        self._record = Record(uuid.uuid4().hex)
         self._reply_fields: dict[str, str] = {}
         self._head: RequestHead | None = None
         self._unread_bytes = 0  # of the request's body; -1: unknown, the connection cannot be kept
         self._on_gone: Callable[[], None] | None = None
-        self._status = 0
         self._failed = False  # the handler raised
         self._finished = False  # what the handler wanted to say was handed to the kernel, all of it
 
@@ -56,7 +65,6 @@ class Exchange:
 
         Raises Disconnected where the client left before it had its answer.
         """
-        start_s = time.perf_counter()
         sent_before = self._connection.sent_bytes
         try:
             response = self._answer(raw_head)
@@ -64,13 +72,13 @@ class Exchange:
             self._send(response, keep)
             return keep and self._skip_unread()
         except Disconnected:
-            self._status = _CLIENT_GONE
+            self._record.status = _CLIENT_GONE
             raise
         finally:
-            self._watch.remove(self._connection.sock.fileno())
+            self._site.watch.remove(self._connection.sock.fileno())
             if self._on_gone is not None and not self._finished:
                 self._on_gone()
-            self._log(raw_head, time.perf_counter() - start_s, self._connection.sent_bytes - sent_before)
+            self._end(sent_before)
 
     def _skip_unread(self) -> bool:
         """Read the rest of the body away; False where it does not come. The request was answered, so that is no error."""
@@ -83,28 +91,34 @@ class Exchange:
     def refuse(self, error: ModeldError) -> None:
         """Answer something that is no request: a head that did not come, or came wrong, or one connection too many."""
         self._unread_bytes = -1
+        sent_before = self._connection.sent_bytes
         try:
-            self._send(_error_response(error), keep=False)
+            self._send(self._error_response(error), keep=False)
         except Disconnected:
-            self._status = _CLIENT_GONE
-        self._log(b"", 0.0, self._connection.sent_bytes)
+            self._record.status = _CLIENT_GONE
+        self._end(sent_before)
 
     # -- the answer
 
     def _answer(self, raw_head: bytes) -> Response | StreamResponse:
         self._unread_bytes = -1
+        record = self._record
+        record.target = raw_head.partition(b"\r\n")[0].decode("latin-1")
         try:
             head = parse_head(raw_head, self._limits.head_fields)
             self._head = head
+            record.method, record.target = head.method, head.target
             if _REQUEST_ID.fullmatch(given := head.field("x-request-id") or ""):
-                self._request_id = given
+                record.request_id = given
             if not head.expects_continue and not head.chunked:
                 self._unread_bytes = head.content_length or 0
             # Everything that can refuse the request by its head comes before its body is asked for (RFC 9110 10.1.1).
             route, params = match(head.method, head.path)
-            self._check(route, head)
+            record.route = route.path
+            caller = self._check(route, head)
             request = Request(
-                request_id=self._request_id,
+                record=record,
+                caller=caller,
                 head=head,
                 params=params,
                 body=self._read_body(head),
@@ -113,23 +127,26 @@ class Exchange:
                 try_write=self._try_write,
                 reply_fields=self._reply_fields,
             )
-            return route.handler(request, self._service)
+            return route.handler(request, self._site.service)
         except RequestCancelled as error:
             raise Disconnected("the client left while its request ran") from error
         except ModeldError as error:
             self._failed = True
-            return _error_response(error)
+            return self._error_response(error)
         except Disconnected:
             raise
         except Exception:
-            log.exception("a fault while answering; request_id=%s", self._request_id)
+            log.exception("a fault while answering; request_id=%s", record.request_id)
             self._failed = True
-            return _error_response(self._internal_error())
+            return self._error_response(self._internal_error())
 
-    def _check(self, route: Route, head: RequestHead) -> None:
+    def _check(self, route: Route, head: RequestHead) -> Caller:
+        """All that can be refused by the head alone. Raises what refuses it."""
+        caller = anonymous(self._connection.client_address)
         if route.method == "POST":
             schema.check_content_type(head.field("content-type"))
         check_length(head, self._limits.body_bytes)
+        return caller
 
     def _read_body(self, head: RequestHead) -> bytes:
         if head.expects_continue and head.has_body and not self._connection.has_input:
@@ -142,10 +159,10 @@ class Exchange:
     def _watch_client(self, on_gone: Callable[[], None]) -> None:
         assert self._on_gone is None, "one call back a request"
         self._on_gone = on_gone
-        self._watch.add(self._connection.sock.fileno(), on_gone)
+        self._site.watch.add(self._connection.sock.fileno(), on_gone)
 
     def _internal_error(self) -> InternalError:
-        return InternalError(f"internal error; the log has it under request id {self._request_id}")
+        return InternalError(f"internal error; the log has it under request id {self._record.request_id}")
 
     # -- sending
 
@@ -155,7 +172,7 @@ class Exchange:
         HTTP/1.0 does not know the chunked coding: the only end that a stream has there is the end of the connection.
         """
         head = self._head
-        if head is None or not head.keep_alive or self._stopping():
+        if head is None or not head.keep_alive or self._site.stopping():
             return False
         return 0 <= self._unread_bytes <= self._limits.drain_bytes and (head.minor >= 1 or isinstance(response, Response))
 
@@ -166,7 +183,7 @@ class Exchange:
             self._send_stream(response, keep)
 
     def _send_whole(self, response: Response, keep: bool) -> None:
-        self._status = response.status
+        self._record.status = response.status
         length = str(len(response.body))
         fields = [("Content-Type", response.content_type), ("Content-Length", length), ("Cache-Control", "no-store")]
         head = encode_head(response.status, [*self._common_fields(keep), *fields, *response.fields.items()])
@@ -176,7 +193,7 @@ class Exchange:
 
     def _send_stream(self, response: StreamResponse, keep: bool) -> None:
         """Chunked, so that the end of the stream is told apart from a cut; HTTP/1.0 has only the close for an end."""
-        self._status = 200
+        self._record.status = 200
         chunked = self._is_chunked()
         fields = [("Content-Type", response.content_type)]
         if chunked:
@@ -208,13 +225,15 @@ class Exchange:
         except RequestCancelled as error:
             raise Disconnected("the client left while its request ran") from error
         except ModeldError as error:
+            self._record.code = error.code
             yield (response.error_frame(error),)
         except Exception:
-            log.exception("a fault while streaming; request_id=%s", self._request_id)
+            log.exception("a fault while streaming; request_id=%s", self._record.request_id)
+            self._record.code = InternalError.code
             yield (response.error_frame(self._internal_error()),)
 
     def _common_fields(self, keep: bool) -> list[tuple[str, str]]:
-        fields = [("Server", "modeld"), ("Date", formatdate(usegmt=True)), ("X-Request-Id", self._request_id)]
+        fields = [("Server", "modeld"), ("Date", formatdate(usegmt=True)), ("X-Request-Id", self._record.request_id)]
         fields += self._reply_fields.items()
         if not keep:
             fields.append(("Connection", "close"))
@@ -225,21 +244,24 @@ class Exchange:
     def _is_head(self) -> bool:
         return self._head is not None and self._head.method == "HEAD"
 
-    # -- the log
+    def _error_response(self, error: ModeldError) -> Response:
+        self._record.code = error.code
+        return json_response(error.status, schema.error_json(error), schema.error_fields(error))
 
-    def _log(self, raw_head: bytes, seconds: float, n_bytes: int) -> None:
-        if self._head is not None:
-            method, target = self._head.method, self._head.target
-        else:
-            method, target = "-", raw_head.partition(b"\r\n")[0].decode("latin-1")
+    # -- the end
+
+    def _end(self, sent_before: int) -> None:
+        record = self._record
+        record.ended = time.monotonic()
+        record.n_bytes = self._connection.sent_bytes - sent_before
         # Fields, not text: the formatters escape what a client put into them.
         fields = {
-            "method": method[:32],
-            "target": target[:_LOGGED_TARGET_CHARS],
-            "status": self._status,
-            "ms": round(seconds * 1000, 1),
-            "bytes": n_bytes,
-            "request_id": self._request_id,
+            "method": record.method[:32],
+            "target": record.target[:_LOGGED_TARGET_CHARS],
+            "status": record.status,
+            "ms": round(record.seconds * 1000, 1),
+            "bytes": record.n_bytes,
+            "request_id": record.request_id,
         }
         log.info("request", extra=fields)
 
@@ -253,10 +275,8 @@ class Turnstile(Protocol):
     def leave(self) -> bool:
         """It is answered; False: the server is stopping, no other one is waited for."""
 
-    def stopping(self) -> bool: ...
 
-
-def serve(connection: Connection, service: Service, watch: ClientWatch, turnstile: Turnstile) -> None:
+def serve(connection: Connection, site: Site, turnstile: Turnstile) -> None:
     """Answer the requests of one connection, one after another, and close it."""
     first = True
     try:
@@ -264,11 +284,11 @@ def serve(connection: Connection, service: Service, watch: ClientWatch, turnstil
             try:
                 raw_head = connection.read_head(first)
             except ModeldError as error:
-                Exchange(connection, service, watch, turnstile.stopping).refuse(error)
+                Exchange(connection, site).refuse(error)
                 break
             if raw_head is None or not turnstile.enter():
                 break
-            keep = Exchange(connection, service, watch, turnstile.stopping).run(raw_head)
+            keep = Exchange(connection, site).run(raw_head)
             if not turnstile.leave() or not keep:
                 break
             first = False
@@ -278,10 +298,6 @@ def serve(connection: Connection, service: Service, watch: ClientWatch, turnstil
     finally:
         with contextlib.suppress(OSError):
             connection.sock.close()
-
-
-def _error_response(error: ModeldError) -> Response:
-    return json_response(error.status, schema.error_json(error), schema.error_fields(error))
 
 
 def _chunk(frame: bytes) -> bytes:

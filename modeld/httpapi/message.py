@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from modeld.errors import InvalidRequest, ModeldError
+from modeld.httpapi.caller import Caller
 from modeld.httpapi.head import RequestHead
 from modeld.httpapi.limits import Limits
+from modeld.httpapi.record import Record
 
 # RFC 9110 5.5. Values that come from a client or a file pass here: a CR LF in one would begin a field of the sender's
 # own (http.server's send_header lets it through).
@@ -24,6 +26,7 @@ LAST_FRAME = b""  # may follow the last frame of a stream in the same write; sav
 class Request:
     """One request whose head and body were read and found valid.
 
+    `record` is what the log and the metrics will tell of it; handlers add what they know.
     `reply_fields` go with whatever answers the request, an error too; handlers add to it.
     `on_client_gone` registers the one call back that ends the work: it comes from the watch thread when the client
     leaves, or from the handler's own thread when the response could not be delivered whole.
@@ -31,7 +34,8 @@ class Request:
     handler waits for it. False: the rest goes out with the stream's next write, which may be empty, and must come.
     """
 
-    request_id: str
+    record: Record
+    caller: Caller
     head: RequestHead
     params: Mapping[str, str]  # from the path: {"op_id": "..."}; decoded
     body: bytes
@@ -39,6 +43,10 @@ class Request:
     on_client_gone: Callable[[Callable[[], None]], None]
     try_write: Callable[[tuple[bytes, ...]], bool]
     reply_fields: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def request_id(self) -> str:
+        return self.record.request_id
 
     def take_body(self) -> bytes:
         """The body, which this forgets: a request that waits for minutes holds what was read out of it, and not both."""

@@ -15,6 +15,7 @@ from modeld.httpapi.fields import Fields
 from modeld.httpapi.message import LAST_FRAME, Request, Response, StreamResponse, json_response
 from modeld.httpapi.messages import parse_messages
 from modeld.httpapi.parameters import CompletionRequest
+from modeld.httpapi.record import Record
 from modeld.httpapi.service import Admission, Generation, Service
 from modeld.httpapi.strictjson import parse_object
 from modeld.httpapi.toolcalls import ToolCallParser
@@ -91,10 +92,12 @@ def _loaded(service: Service) -> LoadedModel:
 
 def _generate(request: Request, service: Service, asked: CompletionRequest, shape: Shape) -> Response | StreamResponse:
     created = int(time.time())
+    record = request.record
+    record.stream = asked.stream
     until = time.monotonic() + request.limits.generation_s
     loaded = service.loaded()
     if loaded is not None:  # so that a refusal names it, too
-        request.reply_fields["X-Model-Id"] = loaded.id
+        request.reply_fields["X-Model-Id"] = record.model_id = loaded.id
     admission = service.admit(asked.generate)
     request.on_client_gone(admission.cancel)
     # A stream that waits for a switch begins with comments; until the first one its status can still say why it failed.
@@ -105,14 +108,14 @@ def _generate(request: Request, service: Service, asked: CompletionRequest, shap
         return StreamResponse(writes, error_frame=_error_frame, fields=sse.FIELDS)
     if generation is None:
         raise _timed_out(admission)
-    request.reply_fields["X-Model-Id"] = generation.model_id
+    request.reply_fields["X-Model-Id"] = record.model_id = generation.model_id
     head = AnswerHead(shape.id_prefix + uuid.uuid4().hex, created, generation.model_id)
     n_choices = asked.generate.n_choices
     asked = replace(asked, generate=replace(asked.generate, prompts=()))  # while it waits, its tokens are enough
-    tally = Tally(n_choices, asked.generate.n)
+    tally = Tally(n_choices, asked.generate.n, record)
     parsers = _parsers(asked, service, n_choices)
     if not asked.stream:
-        choices = _collect(generation, n_choices, tally, until)
+        choices = _collect(generation, n_choices, tally, until, record)
         logprobs = asked.generate.n_top_logprobs is not None
         return json_response(200, whole_answer(shape, head, choices, tally, logprobs=logprobs, parsers=parsers))
     first = generation.take(None, until=until)
@@ -145,12 +148,13 @@ def _waiting_writes(
         if left_s <= 0:
             raise _timed_out(admission)
         generation = admission.wait(min(request.limits.heartbeat_s, left_s))
+    request.record.model_id = generation.model_id
     n_choices = asked.generate.n_choices
     head = AnswerHead(shape.id_prefix + uuid.uuid4().hex, created, generation.model_id)
     parsers = _parsers(asked, service, n_choices)
     frames = Frames(shape, head, n_choices, include_usage=asked.include_usage, parsers=parsers)
     first = generation.take(request.limits.heartbeat_s, until=until)
-    yield from _stream_writes(request, generation, first, frames, Tally(n_choices, asked.generate.n), until)
+    yield from _stream_writes(request, generation, first, frames, Tally(n_choices, asked.generate.n, request.record), until)
 
 
 def _parsers(asked: CompletionRequest, service: Service, n_choices: int) -> list[ToolCallParser]:
@@ -167,11 +171,12 @@ def _parsers(asked: CompletionRequest, service: Service, n_choices: int) -> list
     ]
 
 
-def _collect(generation: Generation, n_choices: int, tally: Tally, until: float) -> list[list[Chunk]]:
+def _collect(generation: Generation, n_choices: int, tally: Tally, until: float, record: Record) -> list[list[Chunk]]:
     """All chunks of each choice. Until one ends the handler sleeps: the text is laid by for it."""
     choices: list[list[Chunk]] = [[] for _ in range(n_choices)]
 
     def lay_by(chunks: list[Chunk]) -> bool:
+        record.text_came()
         for chunk in chunks:
             choices[chunk.index].append(chunk)
         return True
@@ -195,6 +200,7 @@ def _stream_writes(
     """
 
     def write_text(chunks: list[Chunk]) -> bool:
+        request.record.text_came()
         written = frames.text(chunks)
         return not written or request.try_write(written)
 
@@ -207,6 +213,7 @@ def _stream_writes(
                 raise _timed_out(generation)
             yield (sse.KEEP_ALIVE,)
         else:
+            request.record.text_came()
             _count_ends(chunks, tally)
             text = frames.text(chunks)
             ends = [frame for c in chunks if isinstance(c.end, Finished) for frame in frames.finish(c.index, c.end)]
@@ -230,7 +237,7 @@ def _timed_out(running: Generation | Admission[Generation]) -> GenerationTimeout
 def _count_ends(chunks: list[Chunk], tally: Tally) -> None:
     for chunk in chunks:
         if isinstance(chunk.end, Finished):
-            tally.add(chunk.index, chunk.end.usage)
+            tally.add(chunk.index, chunk.end)
 
 
 def _raise_failure(chunks: list[Chunk]) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from modeld.errors import InvalidRequest, MethodNotAllowed, NotFound
 from modeld.httpapi import control, embeddings, openai, ops
+from modeld.httpapi.caller import Access
 from modeld.httpapi.message import Request, Response, StreamResponse
 from modeld.httpapi.service import Service
 
@@ -21,23 +22,24 @@ class Route:
     method: str  # GET, POST or DELETE
     path: str
     handler: Handler
+    access: Access = Access.USE
 
 
 ROUTES: tuple[Route, ...] = (
     Route("GET", "/models", control.get_models),
-    Route("POST", "/switch", ops.post_switch),
-    Route("POST", "/unload", ops.post_unload),
+    Route("POST", "/switch", ops.post_switch, Access.ADMIN),
+    Route("POST", "/unload", ops.post_unload, Access.ADMIN),
     Route("GET", "/ops", ops.get_ops),
     Route("GET", "/ops/{op_id}", ops.get_op),
-    Route("DELETE", "/ops/{op_id}", ops.delete_op),
-    Route("POST", "/reload", ops.post_reload),
-    Route("DELETE", "/quarantine/{model_id}", ops.delete_quarantine),
+    Route("DELETE", "/ops/{op_id}", ops.delete_op, Access.ADMIN),
+    Route("POST", "/reload", ops.post_reload, Access.ADMIN),
+    Route("DELETE", "/quarantine/{model_id}", ops.delete_quarantine, Access.ADMIN),
     Route("GET", "/status", control.get_status),
     Route("GET", "/events", control.get_events),
-    Route("GET", "/livez", control.get_livez),
-    Route("GET", "/readyz", control.get_readyz),
-    Route("GET", "/healthz", control.get_readyz),
-    Route("GET", "/health", control.get_health),
+    Route("GET", "/livez", control.get_livez, Access.OPEN),
+    Route("GET", "/readyz", control.get_readyz, Access.OPEN),
+    Route("GET", "/healthz", control.get_readyz, Access.OPEN),
+    Route("GET", "/health", control.get_health, Access.OPEN),
     Route("GET", "/props", openai.get_props),
     Route("GET", "/v1/models", openai.get_models),
     Route("GET", "/v1/models/{model_id}", openai.get_model),

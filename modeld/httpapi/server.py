@@ -20,7 +20,7 @@ from typing import Any
 
 from modeld.errors import TooManyConnections
 from modeld.httpapi.connection import Connection
-from modeld.httpapi.exchange import Exchange, serve
+from modeld.httpapi.exchange import Exchange, Site, serve
 from modeld.httpapi.limits import Limits
 from modeld.httpapi.service import Service
 from modeld.httpapi.watch import ClientWatch
@@ -39,7 +39,6 @@ class HttpServer:
 
     def __init__(self, service: Service, host: str, port: int, limits: Limits | None = None) -> None:
         """Bind and listen; port 0 takes a free one. Raises OSError where the address cannot be had."""
-        self._service = service
         self._limits = limits or Limits()
         self._cond = threading.Condition()
         # Guards all below. Notified when a connection ends.
@@ -52,6 +51,7 @@ class HttpServer:
         self._accept_thread: threading.Thread | None = None
         self._listener = _Listener(self, host, port)
         self._watch = ClientWatch()
+        self._site = Site(service, self._watch, self._is_stopping)
 
     @property
     def address(self) -> tuple[str, int]:
@@ -135,7 +135,7 @@ class HttpServer:
                 if refuse:
                     self._refuse(connection)
                 else:
-                    serve(connection, self._service, self._watch, _Turnstile(self, connection))
+                    serve(connection, self._site, _Turnstile(self, connection))
             finally:
                 slots.release()
                 with self._cond:
@@ -157,7 +157,7 @@ class HttpServer:
     def _refuse(self, connection: Connection) -> None:
         message = f"all {self._limits.connections} connections are in use"
         error = TooManyConnections(message, retry_after_s=1)
-        Exchange(connection, self._service, self._watch, self._is_stopping).refuse(error)
+        Exchange(connection, self._site).refuse(error)
         connection.finish()
 
     def _is_stopping(self) -> bool:
@@ -184,9 +184,6 @@ class _Turnstile:
 
     def leave(self) -> bool:
         return self._server._set_busy(self._connection, False)
-
-    def stopping(self) -> bool:
-        return self._server._is_stopping()
 
 
 class _Listener(http.server.ThreadingHTTPServer):
