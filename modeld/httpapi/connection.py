@@ -13,7 +13,7 @@ import socket
 import struct
 import time
 
-from modeld.errors import HeadersTooLarge, RequestTimeout
+from modeld.errors import HeadersTooLarge, InvalidRequest, RequestTimeout
 from modeld.httpapi.head import find_end
 from modeld.httpapi.limits import Limits
 
@@ -22,6 +22,10 @@ _PIECE = 64 << 10
 
 class Disconnected(Exception):
     """The client closed or reset the connection, or stopped reading for longer than the send deadline."""
+
+
+class EndOfInput(Disconnected):
+    """The client sends no more, in the middle of a request; it may still be reading the answers to those before."""
 
 
 class Connection:
@@ -52,24 +56,27 @@ class Connection:
     def read_head(self, first: bool) -> bytes | None:
         """The next request head with its blank line; None where the client has no further request.
 
-        Raises RequestTimeout, InvalidRequest, HeadersTooLarge, Disconnected (in the middle of a head).
+        Raises RequestTimeout, InvalidRequest, HeadersTooLarge; EndOfInput, Disconnected in the middle of a head.
         """
         limits = self.limits
-        deadline = time.monotonic() + limits.head_s
-        if not self._buffer:
-            try:
-                self._fill(deadline if first else time.monotonic() + limits.idle_s)
-            except (RequestTimeout, Disconnected):
-                return None
-            if not first:
-                deadline = time.monotonic() + limits.head_s
+        deadline = time.monotonic() + (limits.head_s if first else limits.idle_s)
+        try:
+            # RFC 9112 2.2: one blank line is skipped, which some clients send after a body. It begins no request: nobody
+            # waits for an answer to it, and a 408 would be taken for the answer to what is asked next.
+            skipped_blank = False
+            while not self._buffer or (not skipped_blank and b"\r\n".startswith(self._buffer)):
+                if self._buffer == b"\r\n":
+                    self._buffer.clear()
+                    skipped_blank = True
+                self._fill(deadline)
+        except (RequestTimeout, Disconnected):
+            return None
+        if not skipped_blank and self._buffer.startswith(b"\r\n"):
+            del self._buffer[:2]
+        if not first:
+            deadline = time.monotonic() + limits.head_s
         checked = 0
-        skipped_blank = False
         while True:
-            if not skipped_blank and self._buffer.startswith(b"\r\n"):  # RFC 9112 2.2: after some clients' bodies
-                del self._buffer[:2]
-                skipped_blank = True
-                checked = 0
             end = find_end(self._buffer, checked, limits.head_bytes)
             if end:
                 head = bytes(self._buffer[:end])
@@ -82,14 +89,20 @@ class Connection:
                 raise RequestTimeout(f"the request head did not arrive within {limits.head_s:g} s") from None
 
     def read_line(self, max_bytes: int, deadline: float) -> bytes:
-        """One line without its CR LF, for the chunked coding. Raises HeadersTooLarge, RequestTimeout, Disconnected."""
-        while (end := self._buffer.find(b"\r\n", 0, max_bytes + 2)) < 0:
+        """One line without its CR LF, for the chunked coding.
+
+        A line that ends in LF alone is refused when it comes: its sender waits for an answer and not for a deadline.
+        Raises InvalidRequest, HeadersTooLarge, RequestTimeout, Disconnected.
+        """
+        while (end := self._buffer.find(b"\n", 0, max_bytes + 2)) < 0:
             if len(self._buffer) >= max_bytes + 2:
                 raise HeadersTooLarge(f"a line of the chunked body is longer than {max_bytes} bytes")
             self._fill(deadline)
-        line = bytes(self._buffer[:end])
-        del self._buffer[: end + 2]
-        return line
+        line = bytes(self._buffer[: end + 1])
+        if not line.endswith(b"\r\n"):
+            raise InvalidRequest("a line of the chunked body ends in LF alone (RFC 9112 section 7.1)")
+        del self._buffer[: end + 1]
+        return line[:-2]
 
     def read_exactly(self, n_bytes: int, deadline: float) -> bytes:
         """n_bytes, which the caller has checked against its cap. Raises RequestTimeout, Disconnected."""
@@ -123,7 +136,7 @@ class Connection:
             except OSError as error:
                 raise Disconnected(str(error)) from error
             if not data:
-                raise Disconnected("the client closed its side")
+                raise EndOfInput("the client closed its side")
             self._buffer += data
             return
 

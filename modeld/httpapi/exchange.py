@@ -20,7 +20,7 @@ from modeld.errors import InternalError, ModeldError, RequestCancelled, RequestT
 from modeld.httpapi import schema
 from modeld.httpapi.body import check_length, read_body
 from modeld.httpapi.caller import Caller, anonymous
-from modeld.httpapi.connection import Connection, Disconnected
+from modeld.httpapi.connection import Connection, Disconnected, EndOfInput
 from modeld.httpapi.head import RequestHead, parse_head
 from modeld.httpapi.message import LAST_FRAME, Request, Response, StreamResponse, encode_head, json_response
 from modeld.httpapi.record import Record
@@ -293,6 +293,8 @@ def serve(connection: Connection, site: Site, turnstile: Turnstile) -> None:
                 break
             first = False
         connection.finish()
+    except EndOfInput:
+        connection.finish()  # what was answered before is on its way; a reset would overtake it
     except Disconnected:
         connection.abort()
     finally:

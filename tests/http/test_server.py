@@ -126,6 +126,26 @@ def test_a_wrong_chunk_closes_the_connection(client: RawClient):
     assert client.is_closed()
 
 
+def test_a_chunk_line_that_ends_in_lf_alone_is_refused_at_once(client: RawClient):
+    client.send(POST_SWITCH + "Transfer-Encoding: chunked\r\n\r\n3\n")  # and waits
+    start = time.monotonic()
+    assert client.answer().status == 400
+    assert time.monotonic() - start < 5
+    assert client.is_closed()
+
+
+def test_answers_to_pipelined_requests_arrive_though_the_client_ends_within_the_next(connect: Connect):
+    for rest in (
+        "GET /liv",
+        "\r\n",
+        "POST /tokenize HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{",
+    ):
+        client = connect().send("GET /livez HTTP/1.1\r\nHost: h\r\n\r\n" * 3 + rest)
+        client.half_close()
+        assert [client.answer().status for _ in range(3)] == [200] * 3
+        assert client.rest() == b""  # and no reset
+
+
 def test_an_absolute_target_is_a_path_on_this_server(client: RawClient):
     assert client.request("GET", "http://anything:1/livez").status == 200
 
@@ -268,6 +288,13 @@ def test_a_connection_that_says_nothing_is_closed_without_a_word(client: RawClie
 @with_limits(idle_s=0.2, linger_s=0.1)
 def test_a_kept_connection_that_idles_is_closed(client: RawClient):
     assert client.request("GET", "/livez").status == 200
+    assert client.rest() == b""
+
+
+@with_limits(idle_s=0.2, head_s=0.1, linger_s=0.1)
+def test_a_blank_line_after_a_request_begins_no_request_and_gets_no_answer(client: RawClient):
+    assert client.request("GET", "/livez").status == 200
+    client.send("\r\n")
     assert client.rest() == b""
 
 
