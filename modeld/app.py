@@ -128,6 +128,7 @@ def limits_of(server: ServerConfig) -> Limits:
         connections=server.max_connections,
         head_bytes=server.max_head_bytes,
         head_fields=server.max_head_fields,
+        head_line_bytes=server.max_head_line_bytes,
         body_bytes=server.max_body_bytes,
         drain_bytes=server.max_drain_bytes,
         head_s=server.head_timeout_s,

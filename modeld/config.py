@@ -29,6 +29,7 @@ class ServerConfig:
     max_event_clients: int = 256
     max_head_bytes: int = 16384
     max_head_fields: int = 100
+    max_head_line_bytes: int = 8190
     max_body_bytes: int = 1048576
     max_drain_bytes: int = 65536
     head_timeout_s: int = 10

@@ -130,6 +130,7 @@ SERVER_KEYS: tuple[Key, ...] = (
     Key("max_event_clients", _whole(0, 65536), "256", "Of these, readers of `/events`; one more gets 503."),
     Key("max_head_bytes", _whole(1024, 1 << 20), "16384", "Request line and header fields together; more is 431."),
     Key("max_head_fields", _whole(10, 1000), "100", "Header fields of a request; more is 431."),
+    Key("max_head_line_bytes", _whole(64, 1 << 20), "8190", "The request line, and each header field; more is 431."),
     Key("max_body_bytes", _whole(1024, 1 << 20), "1048576", "Body of a request; more is 413. Longer texts recurse too deep."),
     Key("max_drain_bytes", _whole(0, 1 << 20), "65536", "Unread body that is read away to keep a connection, else it is closed."),
     Key("head_timeout_s", _whole(1, 3600), "10", "From the first byte of a head to its end; the first one: from the connection."),

@@ -63,9 +63,9 @@ def test_every_key_is_taken_over(write: Write, monkeypatch: pytest.MonkeyPatch) 
     path = write(
         f"""
 server: {{host: "::1", port: 0, queue_size: 0, max_connections: 7, max_event_clients: 6, max_head_bytes: 2048,
-  max_head_fields: 50, max_body_bytes: 4096, max_drain_bytes: 0, head_timeout_s: 11, body_timeout_s: 12, idle_timeout_s: 13,
-  send_timeout_s: 14, linger_s: 0, unacknowledged_timeout_s: 15, heartbeat_s: 16, generation_timeout_s: 9, log_level: debug,
-  log_format: json}}
+  max_head_fields: 50, max_head_line_bytes: 999, max_body_bytes: 4096, max_drain_bytes: 0, head_timeout_s: 11,
+  body_timeout_s: 12, idle_timeout_s: 13, send_timeout_s: 14, linger_s: 0, unacknowledged_timeout_s: 15, heartbeat_s: 16,
+  generation_timeout_s: 9, log_level: debug, log_format: json}}
 switching: {{on_inflight: drain, drain_timeout_s: 7, on_busy: supersede, on_failure: error, strategy: overlap, at_start: default,
   cooldown_failures: 0, cooldown_s: 1, load_stall_timeout_s: 3, prefetch: false, probe: false, check_memory: false,
   kv_keep_bytes: 0, auto_switch: true, auto_switch_min_stay_s: 2, idle_unload_s: 5, watch_config: false}}
@@ -101,7 +101,7 @@ models:
 """
     )
     loaded = load_config(path)
-    assert loaded.server == ServerConfig("::1", 0, 0, 7, 6, 2048, 50, 4096, 0, 11, 12, 13, 14, 0, 15, 16, 9, "debug", "json")
+    assert loaded.server == ServerConfig("::1", 0, 0, 7, 6, 2048, 50, 999, 4096, 0, 11, 12, 13, 14, 0, 15, 16, 9, "debug", "json")
     assert loaded.switching == SwitchPolicy(
         OnInflight.DRAIN, 7, OnBusy.SUPERSEDE, OnFailure.ERROR, Strategy.OVERLAP, AtStart.DEFAULT, 0, 1, 3, False, False, False,
         0, True, 2, 5, False,

@@ -105,7 +105,7 @@ class Exchange:
         record = self._record
         record.target = raw_head.partition(b"\r\n")[0].decode("latin-1")
         try:
-            head = parse_head(raw_head, self._limits.head_fields)
+            head = parse_head(raw_head, self._limits.head_fields, self._limits.head_line_bytes)
             self._head = head
             record.method, record.target = head.method, head.target
             if _REQUEST_ID.fullmatch(given := head.field("x-request-id") or ""):

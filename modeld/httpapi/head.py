@@ -19,7 +19,6 @@ from modeld.errors import (
 )
 
 END = b"\r\n\r\n"
-MAX_LINE_BYTES = 8190
 
 # RFC 9112 2.2 and 5, RFC 9110 5.5: lines end in CRLF; other controls, NUL among them, have no place in a head. A CR at
 # the very end may still get its LF from the next packet.
@@ -78,7 +77,7 @@ def find_end(buffer: bytes | bytearray, checked: int, max_bytes: int) -> int:
     return end
 
 
-def parse_head(raw: bytes, max_fields: int = 100) -> RequestHead:
+def parse_head(raw: bytes, max_fields: int = 100, max_line_bytes: int = 8190) -> RequestHead:
     """Parse one head, from its request line to its blank line, as find_end delimited it.
 
     Raises InvalidRequest, HeadersTooLarge, NotImplementedByServer, VersionNotSupported, ExpectationFailed.
@@ -89,8 +88,8 @@ def parse_head(raw: bytes, max_fields: int = 100) -> RequestHead:
     method, target, minor = _parse_request_line(request_line)
     if len(lines) > max_fields:
         raise HeadersTooLarge(f"the request has {len(lines)} header fields, {max_fields} are allowed")
-    if any(len(line) > MAX_LINE_BYTES for line in (request_line, *lines)):
-        raise HeadersTooLarge(f"a line of the request head is longer than {MAX_LINE_BYTES} bytes")
+    if any(len(line) > max_line_bytes for line in (request_line, *lines)):
+        raise HeadersTooLarge(f"a line of the request head is longer than {max_line_bytes} bytes")
     fields = tuple(_parse_field(line) for line in lines)
     _check_single(fields)
     authority, path, query = _parse_target(method, target)

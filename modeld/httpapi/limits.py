@@ -14,6 +14,7 @@ class Limits:
     refusals: int = 16  # connections that are told 503 at once; beyond them they are closed without a word
     head_bytes: int = 16 << 10  # request line and fields together
     head_fields: int = 100
+    head_line_bytes: int = 8190  # the request line; each field
     body_bytes: int = 1 << 20
     drain_bytes: int = 64 << 10  # of an unread body that are read away to keep a connection
     head_s: float = 10.0  # first byte of a head to its end; for the first head of a connection: from accept

@@ -192,6 +192,12 @@ def test_a_line_over_its_bound_is_431(lines):
         parse_head(head(*lines, "Host: h"))
 
 
+def test_the_bound_of_a_line_can_be_set():
+    parse_head(head("GET / HTTP/1.1", "Host: h", "X: " + "a" * 97), max_line_bytes=100)
+    with pytest.raises(HeadersTooLarge, match="longer than 100 bytes"):
+        parse_head(head("GET / HTTP/1.1", "Host: h", "X: " + "a" * 98), max_line_bytes=100)
+
+
 def test_too_many_fields_are_431():
     with pytest.raises(HeadersTooLarge):
         parse_head(head("GET / HTTP/1.1", "Host: h", *["X: 1"] * 100), max_fields=100)
