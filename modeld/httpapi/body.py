@@ -14,9 +14,9 @@ _MAX_TRAILERS = 20
 # them is how one parser's extension becomes another's request.
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,8})(?:[ \t]*;[\t\x20-\x7e]*)?")
 _TRAILER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[\t\x20-\x7e\x80-\xff]*")
-# RFC 9110 6.5.1: what frames or routes a message has no place behind it.
+# RFC 9110 6.5.1: what frames, routes or permits a message has no place behind it. Others are read and forgotten.
 _NO_TRAILERS = frozenset(
-    {b"content-length", b"transfer-encoding", b"host", b"trailer", b"connection", b"content-type", b"expect"}
+    {b"content-length", b"transfer-encoding", b"host", b"trailer", b"connection", b"te", b"upgrade", b"expect", b"authorization"}
 )
 
 

@@ -27,23 +27,29 @@ _FORBIDDEN = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n|\r(?=[^\n]
 _NAME = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # RFC 9110 5.6.2
 _REQUEST_LINE = re.compile(rf"({_NAME}) ([\x21-\x7e]+) HTTP/([0-9])\.([0-9])")  # RFC 9112 3
 _FIELD = re.compile(rf"({_NAME}):[ \t]*((?:[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?)[ \t]*")
-_PATH = re.compile(r"/(?:[A-Za-z0-9\-._~!$&'()*+,;=:@/]|%[0-9A-Fa-f]{2})*")  # RFC 3986 3.3
-_QUERY = re.compile(r"(?:[A-Za-z0-9\-._~!$&'()*+,;=:@/?]|%[0-9A-Fa-f]{2})*")
-# Narrower than RFC 3986's reg-name: no host has commas or blanks in its name, but two Host fields that a proxy joined do.
-_AUTHORITY = re.compile(r"(?:\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._~-]{1,255})(?::[0-9]{0,5})?")
+# RFC 3986 3.3 and 3.4, and what browsers and curl send as it is though it should be escaped (quotes, braces, bars): no parser
+# reads that in two ways. Two characters some do, and both stay out: '#', where one cuts and another does not, and a backslash
+# in the path, that one takes for a slash.
+_PATH = re.compile(r"/(?:[!\"$&-\[\]-~]|%[0-9A-Fa-f]{2})*")
+_QUERY = re.compile(r"(?:[!\"$&-~]|%[0-9A-Fa-f]{2})*")
+# RFC 3986's reg-name but for the comma: two Host fields that a proxy joined have one. No user before the host (RFC 9110 4.2.4).
+_AUTHORITY = re.compile(r"(?:\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._~!$&'()*+;=-]{1,255})(?::[0-9]{0,5})?")
 _LENGTH = re.compile(r"[0-9]{1,10}")
 _ABSOLUTE = re.compile(r"https?://([^/?]*)(.*)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class RequestHead:
-    """`path` and `query` are as sent, still percent-encoded; field names are lower case, values without outer blanks."""
+    """`path` and `query` are as sent, still percent-encoded; field names are lower case, values without outer blanks.
+
+    Two targets have no path: `*` of OPTIONS is kept as "*", the host and port of CONNECT as "".
+    """
 
     method: str
     target: str
     path: str
     query: str
-    host: str  # of an absolute target, else of the Host field; "" is possible on HTTP/1.0 only
+    host: str  # of the target where it names one, else of the Host field; "" is possible on HTTP/1.0 only
     minor: int  # of HTTP/1.x
     fields: tuple[tuple[str, str], ...]
     content_length: int | None  # None: no such field
@@ -106,7 +112,8 @@ def parse_head(raw: bytes, max_fields: int = 100, max_line_bytes: int = 8190) ->
         fields=fields,
         content_length=content_length,
         chunked=chunked,
-        keep_alive="close" not in connection and (minor >= 1 or "keep-alive" in connection),
+        # What follows a CONNECT may be meant for the tunnel that it asked for, whatever we answer.
+        keep_alive=method != "CONNECT" and "close" not in connection and (minor >= 1 or "keep-alive" in connection),
         expects_continue=_expects_continue(fields, minor),
     )
 
@@ -138,9 +145,13 @@ def _check_single(fields: tuple[tuple[str, str], ...]) -> None:
 
 
 def _parse_target(method: str, target: str) -> tuple[str | None, str, str]:
-    """RFC 9112 3.2: authority (of an absolute target only), path and query."""
+    """RFC 9112 3.2: authority (None where the target names none), path and query."""
     authority = None
     rest = target
+    if method == "CONNECT":
+        if not _AUTHORITY.fullmatch(target) or target.endswith(":") or ":" not in target.rpartition("]")[2]:
+            raise InvalidRequest("the request target of CONNECT is a host and a port (RFC 9112 section 3.2.3)")
+        return target, "", ""
     if match := _ABSOLUTE.fullmatch(target):
         authority, rest = match[1], match[2]
         if not _AUTHORITY.fullmatch(authority):
@@ -176,7 +187,10 @@ def _framing(fields: tuple[tuple[str, str], ...], minor: int) -> tuple[int | Non
             raise InvalidRequest("the request has both Transfer-Encoding and Content-Length (RFC 9112 section 6.1)")
         if minor < 1:
             raise InvalidRequest("HTTP/1.0 has no Transfer-Encoding (RFC 9112 section 6.1)")
-        if len(codings) > 1 or codings[0].lower() != "chunked":
+        names = [name.strip(" \t").lower() for value in codings for name in value.split(",")]
+        if names[-1] != "chunked" or names.count("chunked") > 1:
+            raise InvalidRequest("the last transfer coding, and only that, must be 'chunked' (RFC 9112 section 6.3)")
+        if len(names) > 1:
             raise NotImplementedByServer("the only transfer coding understood is one 'chunked'")
         return None, True
     if len(lengths) > 1:

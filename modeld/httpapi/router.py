@@ -57,6 +57,8 @@ def match(method: str, path: str, routes: tuple[Route, ...] = ROUTES) -> tuple[R
 
     Raises NotFound, MethodNotAllowed, InvalidRequest for a path that does not decode to UTF-8.
     """
+    if method == "CONNECT":  # names a host, and no path
+        raise MethodNotAllowed("CONNECT is not allowed: this is no proxy", allow=())
     segments = _segments(path)
     found = [(route, params) for route in routes if (params := _fits(route.path.split("/"), segments)) is not None]
     if not found:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from modeld.errors import ModeldError, Unavailable, UnsupportedMediaType
+from modeld.errors import MethodNotAllowed, ModeldError, Unavailable, UnsupportedMediaType
 from modeld.httpapi.fields import Fields, missing, token_ids
 from modeld.httpapi.strictjson import parse_object
 from modeld.types import LoadedModel, ModelInfo, OpError, ReloadResult, SamplingParams, Status, SwitchOp, SwitchPlan
@@ -223,9 +223,8 @@ def error_fields(error: ModeldError) -> dict[str, str]:
     The OpenAI clients repeat 409, 429 and 5xx by themselves after Retry-After, unless told that waiting cures nothing.
     """
     fields: dict[str, str] = {}
-    allow: tuple[str, ...] = getattr(error, "allow", ())
-    if allow:
-        fields["Allow"] = ", ".join(allow)
+    if isinstance(error, MethodNotAllowed):  # with no method at all, too (RFC 9110 10.2.1)
+        fields["Allow"] = ", ".join(error.allow)
     if error.status in (409, 507) or error.code in ("no_model", "model_quarantined"):
         fields["x-should-retry"] = "false"
     elif error.status == 429 or isinstance(error, Unavailable):

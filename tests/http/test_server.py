@@ -82,6 +82,13 @@ def test_a_wrong_verb_is_405_with_allow(client: RawClient):
     assert client.request("get", "/status").status == 405
 
 
+def test_connect_is_405_and_what_follows_it_is_no_request(client: RawClient):
+    client.send("CONNECT h:80 HTTP/1.1\r\nHost: h:80\r\n\r\nGET /livez HTTP/1.1\r\nHost: h\r\n\r\n")
+    answer = client.answer()
+    assert (answer.status, answer.fields["allow"], answer.fields["connection"]) == (405, "", "close")
+    assert client.is_closed()
+
+
 def test_chunked_requests_are_read_and_the_connection_kept(client: RawClient, service: FakeService):
     client.send(
         "POST /v1/completions HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
