@@ -75,6 +75,13 @@ $(NODE_CLIENT): tests/node/package.json tests/node/package-lock.json
 	@echo "installing the Node client that the tests use"
 	@cd tests/node && { npm ci --ignore-scripts --no-audit --no-fund --loglevel=error || echo "npm ci failed: the tests of the Node client will be skipped" >&2; }
 
+# Requests from gunicorn's tests, which ours replay; without a way to the package index these tests are skipped and say so.
+CORPORA := build/corpora/fetched
+
+$(CORPORA): third_party/gunicorn.lock scripts/fetch_corpora.py scripts/sdist.py | $(VENV)/runtime
+	@mkdir -p $(@D)
+	@$(PY) -m scripts.fetch_corpora && touch $@ || echo "the tests that replay gunicorn's corpora will be skipped" >&2
+
 # -- llama.cpp ------------------------------------------------------------------------------------------------------------
 
 .PHONY: fetch
@@ -83,9 +90,9 @@ fetch: build/fetched ## bring the pinned llama.cpp into third_party/ (77 MB), un
 # Missing: build/fetched brings it.
 $(TREE)/include/llama.h: ;
 
-build/fetched: third_party/llama.cpp.lock scripts/fetch_llama.py $(TREE)/include/llama.h | $(VENV)/runtime
+build/fetched: third_party/llama.cpp.lock scripts/fetch_llama.py scripts/sdist.py $(TREE)/include/llama.h | $(VENV)/runtime
 	@mkdir -p build
-	@$(PY) scripts/fetch_llama.py $(if $(SDIST),--sdist "$(SDIST)")
+	@$(PY) -m scripts.fetch_llama $(if $(SDIST),--sdist "$(SDIST)")
 	@touch $@
 
 .PHONY: build library
@@ -124,7 +131,7 @@ run: library ## serve the models of configs/models.yaml in the foreground; ARGS=
 	@exec $(PY) -m modeld serve $(ARGS)
 
 .PHONY: test
-test: build $(VENV)/dev $(if $(shell command -v npm),$(NODE_CLIENT)) ## run the whole test suite; ARGS="-k name" for a part
+test: build $(VENV)/dev $(CORPORA) $(if $(shell command -v npm),$(NODE_CLIENT)) ## run the whole test suite; ARGS="-k name" for a part
 	@$(PY) -m pytest -m "not soak" $(ARGS)
 
 .PHONY: soak

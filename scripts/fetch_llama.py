@@ -11,56 +11,25 @@ Nothing is done when the pinned tree is there. A tree is put in place by one ren
 from __future__ import annotations
 
 import argparse
-import contextlib
-import hashlib
 import os
-import shutil
-import subprocess
 import sys
-import tarfile
 import tempfile
 import time
-import tomllib
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from scripts.sdist import ROOT, FetchError, Pin, download, say, show, unpack, verify
+
 LOCK = ROOT / "third_party" / "llama.cpp.lock"
 TREE = ROOT / "third_party" / "llama.cpp"
 MARKER = ".modeld-fetched"  # inside a tree that this script put there; holds the hash of what it came from
-
-# pip wants a package's metadata before it hands out the archive. Upstream's build backend would make it by downloading
-# scikit-build-core and CMake, unpinned, and running both. The archive is pinned, so its name and version are known: this
-# stand-in tells pip those, and no code from outside runs.
 BACKEND = "scikit_build_core/build.py"
-BACKEND_STAND_IN = """
-import pathlib
-
-def prepare_metadata_for_build_wheel(metadata_directory, config_settings=None):
-    folder = pathlib.Path(metadata_directory, "{folder}")
-    folder.mkdir()
-    (folder / "METADATA").write_text("Metadata-Version: 2.1\\nName: {package}\\nVersion: {version}\\n")
-    return folder.name
-"""
-
-
-class FetchError(Exception):
-    """The message says what is wrong and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
-class Lock:
-    package: str
-    version: str
-    sha256: str
-    size: int
-    tree: str
+class Lock(Pin):
     commit: str
     llama_h_sha256: str
-
-    @classmethod
-    def read(cls, path: Path) -> Lock:
-        return cls(**tomllib.loads(path.read_text(encoding="utf-8")))
 
     @property
     def title(self) -> str:
@@ -81,10 +50,12 @@ def fetch(lock: Lock, tree: Path, sdist: Path | None) -> str:
     tree.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=tree.parent) as name:
         work = Path(name)
-        archive = sdist if sdist is not None else download(lock, work)
+        archive = sdist if sdist is not None else bring(lock, work)
         verify(archive, lock)
         fresh = work / "tree"
         count = unpack(archive, lock.tree, fresh)
+        if not (fresh / "include" / "llama.h").is_file():
+            raise FetchError(f"{archive.name} holds no {lock.tree}/include/llama.h")
         (fresh / MARKER).write_text(lock.sha256 + "\n", encoding="utf-8")
         if tree.exists():  # ours, of an older pin; or an empty folder
             tree.rename(work / "old")
@@ -103,110 +74,14 @@ def what_is_there(tree: Path) -> str | None:
     return None
 
 
-def download(lock: Lock, work: Path) -> Path:
-    """The archive, by pip. pip compares the hash as well, so that a wrong one is not even unpacked for its metadata."""
-    stand_in = work / "stand-in" / BACKEND
-    stand_in.parent.mkdir(parents=True)
-    folder = f"{lock.package.replace('-', '_')}-{lock.version}.dist-info"
-    stand_in.write_text(BACKEND_STAND_IN.format(folder=folder, package=lock.package, version=lock.version), encoding="utf-8")
-    wanted = work / "wanted.txt"
-    wanted.write_text(f"{lock.package}=={lock.version} --hash=sha256:{lock.sha256}\n", encoding="utf-8")
-    landing = work / "landing"
-    scratch = work / "pip"
-    scratch.mkdir()
-    command = [
-        *(sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-cache-dir"),
-        *("--no-deps", "--no-binary", lock.package, "--no-build-isolation", "--require-hashes"),
-        *("-r", os.fspath(wanted), "-d", os.fspath(landing)),
-    ]
-    environment = os.environ | {"PYTHONPATH": os.fspath(work / "stand-in"), "TMPDIR": os.fspath(scratch)}
-    say(f"fetching {lock.title}, {lock.size / 1e6:.1f} MB")
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def bring(lock: Lock, work: Path) -> Path:
     try:
-        output = watch(process, scratch, lock.size)
-    except BaseException:
-        process.terminate()
-        process.wait()
-        raise
-    archives = list(landing.glob("*.tar.gz"))
-    if process.returncode != 0 or len(archives) != 1:
+        return download(lock, BACKEND, work)
+    except FetchError as error:
         raise FetchError(
-            f"pip could not bring {lock.package} {lock.version} (exit status {process.returncode}):\n{output.rstrip()}\n"
-            "Without a way to the package index: bring the file by hand and run `make fetch SDIST=FILE`,"
+            f"{error}\nWithout a way to the package index: bring the file by hand and run `make fetch SDIST=FILE`,"
             f" or put llama.cpp's tree (commit {lock.commit}) at {show(TREE)}."
-        )
-    return archives[0]
-
-
-def watch(process: subprocess.Popen[str], scratch: Path, total: int) -> str:
-    """Tells how far pip's download is until pip ends: on one line of a terminal, every few seconds elsewhere."""
-    terminal = sys.stderr.isatty()
-    done = 0
-    while True:
-        try:
-            output, _ = process.communicate(timeout=0.2 if terminal else 3)
-        except subprocess.TimeoutExpired:
-            size = largest_archive(scratch)
-            if size > done:
-                done = size
-                print(f"  {done / 1e6:5.1f} of {total / 1e6:.1f} MB", end="\r" if terminal else "\n", file=sys.stderr, flush=True)
-        else:
-            return output
-
-
-def largest_archive(scratch: Path) -> int:
-    sizes = [0]
-    for folder, _, names in os.walk(scratch):  # does not mind what pip removes meanwhile
-        for name in names:
-            if name.endswith(".tar.gz"):
-                with contextlib.suppress(OSError):  # pip has just moved it
-                    sizes.append(Path(folder, name).stat().st_size)
-    return max(sizes)
-
-
-def verify(archive: Path, lock: Lock) -> None:
-    try:
-        with archive.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise FetchError(f"cannot read {archive}: {error.strerror}") from None
-    if digest != lock.sha256:
-        raise FetchError(f"{archive.name} is not {lock.title}:\n  its sha256 is {digest}\n  the lock wants   {lock.sha256}")
-
-
-def unpack(archive: Path, inner: str, target: Path) -> int:
-    """Copies the regular files below TOP/inner into target, whatever else the archive holds. Returns their number."""
-    say(f"unpacking {inner}")
-    below = PurePosixPath(inner).parts
-    count = 0
-    with tarfile.open(archive, "r:gz") as tar:
-        for member in tar:
-            parts = PurePosixPath(member.name).parts
-            inside = parts[1 + len(below) :]
-            if parts[1 : 1 + len(below)] != below or not member.isfile() or inside == (".git",):
-                continue
-            if not inside or ".." in inside:
-                raise FetchError(f"{archive.name} holds a file with the name {member.name!r}; nothing was unpacked")
-            path = target.joinpath(*inside)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            source = tar.extractfile(member)
-            assert source is not None  # a regular file
-            with source, path.open("xb") as file:
-                shutil.copyfileobj(source, file)
-            if member.mode & 0o100:
-                path.chmod(0o755)
-            count += 1
-    if not (target / "include" / "llama.h").is_file():
-        raise FetchError(f"{archive.name} holds no {inner}/include/llama.h")
-    return count
-
-
-def show(path: Path) -> str:
-    return os.fspath(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
-
-
-def say(text: str) -> None:
-    print(f"fetch: {text}", file=sys.stderr, flush=True)
+        ) from None
 
 
 def main() -> int:

@@ -5,39 +5,26 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import hashlib
-import importlib.util
 import io
 import json
 import re
 import shutil
 import subprocess
-import sys
 import tarfile
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 from modeld.errors import LibraryMismatch
 from modeld.llm import abi, libllama, selftest
 from modeld.llm.libllama import Function
+from scripts import fetch_corpora, fetch_llama
+from scripts.sdist import FetchError, Pin
 
 ROOT = Path(__file__).resolve().parent.parent
 LLAMA = ROOT / "third_party" / "llama.cpp"
 LIBRARY = ROOT / "build" / "libllama.so"
 
-
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-fetch_llama = script("fetch_llama")
 
 # -- fetch ----------------------------------------------------------------------------------------------------------------
 
@@ -61,7 +48,7 @@ TREE = {
 }
 
 
-def lock_for(archive: Path) -> object:
+def lock_for(archive: Path) -> fetch_llama.Lock:
     pinned = fetch_llama.Lock.read(fetch_llama.LOCK)
     return dataclasses.replace(pinned, sha256=hashlib.sha256(archive.read_bytes()).hexdigest())
 
@@ -108,7 +95,7 @@ def test_fetch_takes_a_tree_put_there_by_hand_as_it_is(tmp_path: Path) -> None:
 def test_fetch_names_both_hashes_when_they_differ(tmp_path: Path) -> None:
     archive = parcel(tmp_path / "parcel.tar.gz", TREE)
     lock = fetch_llama.Lock.read(fetch_llama.LOCK)
-    with pytest.raises(fetch_llama.FetchError) as raised:
+    with pytest.raises(FetchError) as raised:
         fetch_llama.fetch(lock, tmp_path / "llama.cpp", archive)
     assert lock.sha256 in str(raised.value)
     assert hashlib.sha256(archive.read_bytes()).hexdigest() in str(raised.value)
@@ -117,15 +104,35 @@ def test_fetch_names_both_hashes_when_they_differ(tmp_path: Path) -> None:
 
 def test_fetch_refuses_names_that_leave_the_tree(tmp_path: Path) -> None:
     archive = parcel(tmp_path / "parcel.tar.gz", TREE | {"vendor/llama.cpp/../../../evil": b""})
-    with pytest.raises(fetch_llama.FetchError, match="evil"):
+    with pytest.raises(FetchError, match="evil"):
         fetch_llama.fetch(lock_for(archive), tmp_path / "tree" / "llama.cpp", archive)
     assert not (tmp_path / "tree" / "llama.cpp").exists()
 
 
 def test_fetch_says_what_to_do_without_the_archive(tmp_path: Path) -> None:
     lock = fetch_llama.Lock.read(fetch_llama.LOCK)
-    with pytest.raises(fetch_llama.FetchError, match=r"cannot read .*nowhere\.tar\.gz"):
+    with pytest.raises(FetchError, match=r"cannot read .*nowhere\.tar\.gz"):
         fetch_llama.fetch(lock, tmp_path / "llama.cpp", tmp_path / "nowhere.tar.gz")
+
+
+def test_the_corpora_are_fetched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = parcel(tmp_path / "parcel.tar.gz", {"tests/requests/valid/1.http": b"GET", "setup.py": b"not ours"})
+    pin = Pin("parcel", "1.0", hashlib.sha256(archive.read_bytes()).hexdigest(), 1, "tests/requests")
+    monkeypatch.setattr(fetch_corpora, "download", lambda *_: archive)
+    folder = tmp_path / "corpora" / "parcel-1.0"
+    assert "1 files of parcel 1.0" in fetch_corpora.fetch(pin, folder)
+    assert [path.name for path in folder.parent.iterdir()] == ["parcel-1.0"]
+    assert (folder / "valid" / "1.http").read_bytes() == b"GET"
+    archive.unlink()
+    assert "already" in fetch_corpora.fetch(pin, folder)
+
+
+def test_corpora_of_another_hash_are_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = parcel(tmp_path / "parcel.tar.gz", {"tests/requests/valid/1.http": b"GET"})
+    monkeypatch.setattr(fetch_corpora, "download", lambda *_: archive)
+    with pytest.raises(FetchError, match="the lock wants"):
+        fetch_corpora.fetch(Pin("parcel", "1.0", "0" * 64, 1, "tests/requests"), tmp_path / "parcel-1.0")
+    assert not (tmp_path / "parcel-1.0").exists()
 
 
 def test_the_lock_and_the_binding_name_the_same_source() -> None:
