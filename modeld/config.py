@@ -226,7 +226,7 @@ class _Walk:
         self.say(node, where, f"expected {expected}, found {node}")
 
     def say(self, node: Node, where: str, what: str) -> None:
-        self.findings.append((node.line, f"{where}: {what}"))
+        self.findings.append((node.line, f"{yamltree.printable(where)}: {what}"))
 
 
 def _nearest(node: Node, names: Sequence[str]) -> str:

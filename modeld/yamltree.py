@@ -6,6 +6,7 @@ and keys that are not text are refused, since each of them makes a file say some
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ MAX_DEPTH = 16
 MAX_NODES = 50_000  # PyYAML reads some 50,000 a second
 
 _TAG = "tag:yaml.org,2002:"
+_SURROGATE = re.compile("[\ud800-\udfff]")  # "\ud800" is taken by PyYAML; such text cannot be written anywhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,11 @@ class Node:
             return "a list"
         shown = repr(self.value) if isinstance(self.value, str) else self.text or repr(self.value)
         return shown if len(shown) <= 80 else shown[:77] + "..."
+
+
+def printable(text: str) -> str:
+    """The text for a message: a key may hold line ends, and what clears a terminal or turns a line's direction, too."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def read(path: Path) -> Node:
@@ -71,7 +78,7 @@ def read(path: Path) -> Node:
         mark = error.problem_mark or error.context_mark
         where = f"{path}:{mark.line + 1}" if mark is not None else str(path)
         said = ", ".join(part for part in (error.context, error.problem) if part)
-        raise ConfigError(f"{where}: not valid YAML: {said}") from None
+        raise ConfigError(f"{where}: not valid YAML: {printable(said)}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
 
@@ -102,7 +109,7 @@ class _Reader:
 
     def error(self, at: yaml.Event | Node, where: str, what: str) -> ConfigError:
         line = at.line if isinstance(at, Node) else _line(at)
-        return ConfigError(f"{self._path}:{line}: {where[:200]}{': ' if where else ''}{what}")
+        return ConfigError(f"{self._path}:{line}: {printable(where[:200])}{': ' if where else ''}{printable(what)}")
 
     def node(self, event: yaml.Event, where: str, *, depth: int) -> Node:
         """The node that begins with `event`; `where` is its key path."""
@@ -119,6 +126,8 @@ class _Reader:
         if depth > MAX_DEPTH:
             raise self.error(event, where, f"nested deeper than {MAX_DEPTH} levels")
         if isinstance(event, yaml.ScalarEvent):
+            if _SURROGATE.search(event.value):
+                raise self.error(event, where, "half of a surrogate pair, which is no character")
             return self.scalar(event)
         if isinstance(event, yaml.SequenceStartEvent):
             items: list[Node] = []

@@ -199,6 +199,8 @@ def test_the_shipped_file_loads_the_demo_models() -> None:
         ("models: []\nmodels: []", "models.yaml:2: models: the key stands here twice, first on line 1"),
         ("? [a]\n: b", "models.yaml:1: a key must be text, found a list"),
         ("1: a", "models.yaml:1: a key must be text, found 1"),
+        ('models: [{id: a, path: a, name: "\\ud800"}]', "models[0].name: half of a surrogate pair, which is no character"),
+        ('"\\udcff": 1', "models.yaml:1: half of a surrogate pair, which is no character"),
         ("models: []\n" + "- " * 3, "models.yaml:2: not valid YAML"),
         ("x" * (1 << 20) + ": y", "models.yaml: more than 1048576 bytes; expected a configuration in YAML"),
         ("[" + "0," * 60_000 + "]", "more than 50000 values"),
@@ -279,6 +281,20 @@ def test_a_bad_file_is_told_file_line_key_and_what_was_expected(write: Write, te
     findings = refused(write(text))
     assert len(findings) == 1
     assert finding in findings[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "finding"),
+    [
+        ('models: []\n"a\\nmodels.yaml:1: b": 1', "models.yaml:2: a\\nmodels.yaml:1: b: unknown key"),
+        ('models: []\n"\\e[2J": 1', "models.yaml:2: \\x1b[2J: unknown key"),
+        ('models: []\nserver: {"\\u202e": 1}', "models.yaml:2: server.\\u202e: unknown key"),
+        ('"\\e\\r": *x', "models.yaml:1: \\x1b\\r: alias *x: aliases are not supported; write the value out"),
+        ("models: !<tag:%1B> x", "models.yaml:1: models: tag tag:\\x1b: tags are not supported"),
+    ],
+)
+def test_no_key_of_the_file_writes_lines_or_controls_into_its_findings(write: Write, text: str, finding: str) -> None:
+    assert refused(write(text)) == [finding]
 
 
 @pytest.mark.parametrize(
