@@ -164,6 +164,12 @@ def test_block_sizes_are_those_of_the_gguf_package() -> None:
             assert theirs[kind] == (block, block_bytes)
 
 
+def test_a_text_ends_at_a_nul_as_libllama_sees_it(write: Write) -> None:
+    keys = (key("general.architecture", 8, text("llama\0x")), *KEYS[1:], key("general.name", 8, text("a\0b")))
+    facts = inspect(spec(write(build(keys))))
+    assert (facts.problem, facts.family, facts.name) == (None, "llama", "a")
+
+
 # -- bad files --------------------------------------------------------------------------------------------------------
 
 
@@ -193,6 +199,8 @@ HUGE = 1 << 62
         (build((key("k", 9, struct.pack("<IQ", 6, HUGE)),)), "cut off: the file ends at byte"),
         (build((key("k", 9, struct.pack("<IQ", 8, HUGE)),)), f"the array 'k' has {HUGE} texts; at most 2097152 are walked over"),
         (build((key("", 8, text("x")),)), "a key without a name at byte 32"),
+        (build((*KEYS, key("llama.expert_count\0", 4, b"\x08\0\0\0"))), "a key with a NUL in it at byte"),
+        (build(tensors=(tensor("token_embd.weight\0x"),)), "a tensor's name with a NUL in it at byte"),
         (build(tensors=(tensor(), tensor(offset=128))), "the tensor 't' stands in it twice"),
         (build(tensors=(tensor(), tensor("u"))), "tensor 'u' begins at 0, expected 128, where the tensor before it ends"),
         (

@@ -280,19 +280,22 @@ class Reader:
         self._at = self._file.tell()
 
     def _kept_text(self) -> str | None:
-        """A value's text; None for a long one, which is walked over."""
+        """A value's text as libllama sees it, up to a NUL; None for a long one, which is walked over."""
         length = self._number("Q")
         if length > MAX_VALUE_BYTES:
             self._skip(length)
             return None
         self._budget.kept(length)
-        return self._take(length).decode("utf-8", "replace")
+        return self._take(length).partition(b"\0")[0].decode("utf-8", "replace")
 
     def _text(self, max_bytes: int, what: str) -> str:
         length = self._number("Q")
         if length > max_bytes:
             raise BadGguf(f"{what} of {length} bytes at byte {self._at}; at most {max_bytes}")
-        return self._take(length).decode("utf-8", "replace")
+        taken = self._take(length)
+        if 0 in taken:  # libllama keeps all of it and compares up to the NUL: it would find a key that is not seen here
+            raise BadGguf(f"{what} with a NUL in it at byte {self._at - length + taken.index(0)}")
+        return taken.decode("utf-8", "replace")
 
     def _number(self, code: str) -> int:
         """Also a float or a bool, which callers of those codes know."""
