@@ -77,7 +77,8 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     if len(members) != len(pairs):
         seen: set[str] = set()
         twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise InvalidRequest(f"the body gives {twice[:80]!r} twice in one object", param=twice[:80])
+        param = None if _SURROGATE.search(twice) else twice[:80]  # what is no text does not go into the answer
+        raise InvalidRequest(f"the body gives {twice[:80]!r} twice in one object", param=param)
     return members
 
 

@@ -60,6 +60,13 @@ def test_json_that_could_be_read_in_two_ways_is_refused(body):
         parse(body)
 
 
+def test_the_parameter_of_an_error_is_text_that_can_be_sent():
+    with pytest.raises(InvalidRequest) as refused:
+        parse(b'{"\\ud800": 1, "\\ud800": 2}')
+    assert refused.value.param is None
+    assert refused.value.message.isprintable()
+
+
 def test_many_names_with_one_twice_take_no_long_time():
     body = b"{" + b",".join(b'"%d":0' % i for i in range(90_000)) + b',"89999":1}'
     start = time.thread_time()
