@@ -368,6 +368,14 @@ Prompt = str | tuple[int, ...] | tuple[ChatMessage, ...]
 
 
 @dataclass(frozen=True, slots=True)
+class Share:
+    """Whose turn a request takes where requests wait for a slot: clients take turns, the requests of one follow each other."""
+
+    client: str = ""  # opaque; requests that do not say are one client's
+    max_queued: int = 0  # how many of the client's may wait; 0: as many as the queue takes
+
+
+@dataclass(frozen=True, slots=True)
 class GenerateRequest:
     """What one request asks of the loaded model: `n` answers to each of its prompts.
 
@@ -386,6 +394,7 @@ class GenerateRequest:
     cache_prompt: bool = True  # take over cells of others with the same beginning, and leave one's own
     echo: bool = False  # the prompt comes before the answer, with its logprobs when those are asked for
     n_top_logprobs: int | None = None  # the likeliest tokens beside each sampled one; None: no logprobs at all
+    share: Share = Share()
 
     @property
     def n_choices(self) -> int:
@@ -449,6 +458,7 @@ class EmbedRequest:
     inputs: tuple[str | tuple[int, ...], ...]  # at least one
     model_id: str | None = None  # None: whichever is loaded
     dimensions: int | None = None  # numbers wanted of each vector, from its beginning; None: all
+    share: Share = Share()
 
 
 @dataclass(frozen=True, slots=True)

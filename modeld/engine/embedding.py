@@ -16,7 +16,7 @@ from modeld.engine.thread import EngineThread
 from modeld.engine.vectors import EmbeddingJob
 from modeld.errors import EngineFailed, ModeldError, RequestCancelled
 from modeld.llm.adapter import DecodeAborted, DecodeInvalid, NoKvRoom, Runtime, Span
-from modeld.types import Load
+from modeld.types import Load, Share
 
 log = logging.getLogger("modeld.engine")
 
@@ -57,17 +57,17 @@ class EmbeddingEngine:
 
     # -- handlers
 
-    def reserve(self) -> None:
+    def reserve(self, share: Share) -> None:
         """Take a place for a request that is about to be tokenized. Raises QueueFull, or why the engine is closed."""
-        self._inbox.reserve(1)
+        self._inbox.reserve(1, share)
 
-    def release(self) -> None:
+    def release(self, client: str) -> None:
         """Give back a place that led to no submission."""
-        self._inbox.release(1)
+        self._inbox.release(1, client)
 
-    def submit(self, inputs: Sequence[Sequence[int]]) -> EmbeddingJob:
+    def submit(self, inputs: Sequence[Sequence[int]], client: str) -> EmbeddingJob:
         """Hand over a request that has a place. Raises why the engine is closed; the place is then still the caller's."""
-        job = EmbeddingJob(self._model_id, inputs, self._cancel)
+        job = EmbeddingJob(self._model_id, inputs, self._cancel, client)
         self._inbox.submit([job])
         return job
 
@@ -149,12 +149,12 @@ class EmbeddingEngine:
     def _leave(self, job: EmbeddingJob) -> None:
         """The job's place is free before its end is told."""
         self._jobs.remove(job)
-        self._inbox.leave(1, 0, 0)
+        self._inbox.leave(1, 0, 0, (job.client,))  # it has waited until now: its inputs get their slots one by one
 
     def _fail_all(self, reason: ModeldError, submitted: deque[EmbeddingJob]) -> None:
         """The thread ends: fail what is there."""
         jobs = [*self._jobs, *submitted]
         self._jobs.clear()
-        self._inbox.leave(len(jobs), 0, 0)
+        self._inbox.leave(len(jobs), 0, 0, [job.client for job in jobs])
         for job in jobs:
             job.fail(copy.copy(reason))  # each handler raises its own

@@ -21,7 +21,7 @@ from modeld.engine.thread import EngineThread
 from modeld.engine.width import Width
 from modeld.errors import EngineFailed, InvalidRequest, LoadFailed, ModeldError, RequestCancelled
 from modeld.llm.adapter import DecodeAborted, DecodeInvalid, NoKvRoom, Runtime, Span
-from modeld.types import Chunk, Failed, Finished, Load, SamplingParams
+from modeld.types import Chunk, Failed, Finished, Load, SamplingParams, Share
 
 log = logging.getLogger("modeld.engine")
 
@@ -111,21 +111,21 @@ class Engine:
 
     # -- handlers
 
-    def reserve(self, n: int) -> None:
+    def reserve(self, n: int, share: Share) -> None:
         """Take places for the choices of a request that is about to be tokenized, all or none.
 
         Raises QueueFull, InvalidRequest when there will never be so many, or why the engine is closed.
         """
-        if n > self._inbox.capacity:
+        if n > (most := self._inbox.most(share)):
             raise InvalidRequest(
                 f"the request asks for {n} answers (prompts times n) at once; model '{self._model_id}' takes "
-                f"{self._inbox.capacity} at most ({self._runtime.n_slots} slots, the others wait)"
+                f"{most} at most ({self._runtime.n_slots} slots, the others wait)"
             )
-        self._inbox.reserve(n)
+        self._inbox.reserve(n, share)
 
-    def release(self, n: int) -> None:
+    def release(self, n: int, client: str) -> None:
         """Give back places that led to no submission."""
-        self._inbox.release(n)
+        self._inbox.release(n, client)
 
     def submit(self, sequences: list[Sequence]) -> TokenStream:
         """Hand over the choices of a request, which have their places. Raises why the engine is closed; the places are then
@@ -195,14 +195,16 @@ class Engine:
             if sequence in self._scheduler:  # else it ended by itself meanwhile
                 self._end(sequence, Chunk("", Failed(RequestCancelled("the client left")), sequence.index))
         self._deliver()  # their handlers need not wait for the decode that comes
+        clients = []
         while (placed := self._scheduler.place()) is not None:
+            clients.append(placed.sequence.client)
             self._cells.take_over(placed)
             placed.sequence.sampler = self._runtime.sampler(
                 placed.sequence.sampling, placed.sequence.seed, placed.sequence.tokens, placed.sequence.constraint
             )
         self._cells.close_holes()
         n_busy = self._scheduler.n_busy
-        self._inbox.note(n_busy, n_busy)
+        self._inbox.note(n_busy, n_busy, clients)
         return True
 
     def _gather(self) -> None:
@@ -327,7 +329,7 @@ class Engine:
             sequence.sampler.close()
             sequence.sampler = None
         n_busy = self._scheduler.n_busy
-        self._inbox.leave(1, n_busy, n_busy)
+        self._inbox.leave(1, n_busy, n_busy, (sequence.client,) if slot is None else ())
         sequence.stream.put(last)
         self._touched[sequence.stream] = None
 
@@ -337,10 +339,11 @@ class Engine:
             self._scheduler.add(sequence)
         # The runtime is not asked to forget: after a fatal decode it may refuse, and the context is freed next anyway.
         sequences = self._scheduler.sequences
+        waiting = sequences[self._scheduler.n_busy :]
         for sequence in sequences:
             if sequence.sampler is not None:
                 sequence.sampler.close()
             sequence.stream.put(Chunk("", Failed(copy.copy(reason)), sequence.index))  # each handler raises its own
             self._touched[sequence.stream] = None
         self._deliver()
-        self._inbox.leave(len(sequences), 0, 0)
+        self._inbox.leave(len(sequences), 0, 0, [sequence.client for sequence in waiting])

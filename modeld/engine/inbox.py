@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
 
 from modeld.errors import ModeldError, QueueFull
-from modeld.types import Load
+from modeld.types import Load, Share
 
 queue_log = logging.getLogger("modeld.queue")
 
@@ -37,28 +37,44 @@ class Inbox(Generic[T]):
         self.n_open = 0  # places taken: admitted and not ended, those being tokenized included
         self.n_busy = 0  # slots in use
         self.n_served = 0  # of the places taken, those that have a slot
+        self._waiting: dict[str, int] = {}  # of the places taken, those whose turn has not come, by client; none is 0
         self.stop: ModeldError | None = None  # why nothing is accepted any more
         self._on_idle: Callable[[], None] = lambda: None
         self._went_idle = False  # the last open one has ended, and _on_idle was not called yet
 
     # -- handlers
 
-    def reserve(self, n: int) -> None:
-        """Take n places (1..capacity) for what is about to be tokenized, all or none. Raises QueueFull, or why it stopped."""
+    def most(self, share: Share) -> int:
+        """How many places one request can have at all."""
+        return min(self.capacity, self._n_slots + share.max_queued) if share.max_queued else self.capacity
+
+    def reserve(self, n: int, share: Share) -> None:
+        """Take n places (1..most) for what is about to be tokenized, all or none. Raises QueueFull, or why it stopped."""
         with self.lock:
             self._check_open()
-            if self.n_open + n <= self.capacity:
+            own = self._waiting.get(share.client, 0)
+            # Who waits while slots are free is on the way into one: of all that are open, so many are left over.
+            n_left_over = min(own + n, self.n_open + n - self._n_slots)
+            if self.n_open + n > self.capacity:
+                full = f"{self._describe_full(self.n_busy, self.n_open)}: model '{self._model_id}' takes no more now; try again"
+            elif share.max_queued and n_left_over > share.max_queued:
+                full = (
+                    f"{own} requests of this client wait for model '{self._model_id}' and this one asks for {n} more; its share "
+                    f"of the queue is {share.max_queued} (limits.max_queued); try again"
+                )
+            else:
                 self.n_open += n
+                self._waiting[share.client] = own + n
                 return
-            full = self._describe_full(self.n_busy, self.n_open)
             n_waiting = self.n_open - self.n_served
-        queue_log.warning("queue full", extra={"model_id": self._model_id, "waiting": n_waiting})
-        raise QueueFull(f"{full}: model '{self._model_id}' takes no more now; try again", retry_after_s=1)
+        queue_log.warning("queue full", extra={"model_id": self._model_id, "waiting": n_waiting, "waiting_of_client": own})
+        raise QueueFull(full, retry_after_s=1)
 
-    def release(self, n: int) -> None:
+    def release(self, n: int, client: str) -> None:
         """Give back places that led to no submission."""
         with self.lock:
             self.n_open -= n
+            self._wait_no_more(client, n)
             idle, on_idle = self.n_open == 0, self._on_idle
         if idle:
             on_idle()
@@ -69,6 +85,13 @@ class Inbox(Generic[T]):
             self._check_open()
             self.submitted += items
             self.lock.notify()
+
+    def _wait_no_more(self, client: str, n: int = 1) -> None:
+        """`lock` held."""
+        if left := self._waiting[client] - n:
+            self._waiting[client] = left
+        else:
+            del self._waiting[client]
 
     def _check_open(self) -> None:
         if self.stop is not None:
@@ -114,16 +137,21 @@ class Inbox(Generic[T]):
         cancelled, self.cancelled = self.cancelled, deque()
         return submitted, cancelled
 
-    def note(self, n_busy: int, n_served: int) -> None:
-        """What the engine works on now."""
+    def note(self, n_busy: int, n_served: int, placed: Iterable[str] = ()) -> None:
+        """What the engine works on now. `placed`: the client of each that has waited and got its slot."""
         with self.lock:
             self.n_busy, self.n_served = n_busy, n_served
+            for client in placed:
+                self._wait_no_more(client)
 
-    def leave(self, n: int, n_busy: int, n_served: int) -> None:
-        """n have ended: their places are free before their end is told. The others as in note()."""
+    def leave(self, n: int, n_busy: int, n_served: int, waited: Iterable[str] = ()) -> None:
+        """n have ended: their places are free before their end is told. `waited`: the client of each of them that had no slot
+        yet. The others as in note()."""
         with self.lock:
             self.n_open -= n
             self.n_busy, self.n_served = n_busy, n_served
+            for client in waited:
+                self._wait_no_more(client)
             if n:
                 self._went_idle = self.n_open == 0
 

@@ -1,8 +1,8 @@
-"""Which inputs go into the next decode of a model that gives embeddings? Requests in rotation. Pure: no clock, no thread."""
+"""Which inputs go into the next decode of a model that gives embeddings? Clients in rotation, and the requests of each. Pure."""
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -31,7 +31,8 @@ class Packed:
 class Packing:
     """The inputs that wait. Engine thread only.
 
-    Each request gives one in its turn, so that a short request need not wait for the end of a long one. An input is computed
+    Clients take turns, and so do the requests of each; a request gives one input in its turn. So a short one need not wait for
+    the end of a long one, nor one client's only request for a hundred of another's. An input is computed
     whole in one decode, as libllama has to pool it; where one may be longer than a batch (llm/embedding.py), it goes over
     several, which take turns with the decodes of all others. One such input at a time, so that the KV cache holds it.
     """
@@ -41,7 +42,8 @@ class Packing:
         self._n_slots = n_slots
         self._n_batch = n_batch
         self._n_cells = n_cells
-        self._waiting: deque[deque[Input]] = deque()  # one a request, none of them empty
+        # By client, in the order of their turns; one a request, in the order of theirs. None is empty.
+        self._waiting: OrderedDict[str, deque[deque[Input]]] = OrderedDict()
         self._long: Input | None = None  # in the last slot
         self._others_turn = False
 
@@ -50,11 +52,15 @@ class Packing:
         return bool(self._waiting) or self._long is not None
 
     def add(self, job: EmbeddingJob) -> None:
-        self._waiting.append(deque(Input(job, index, tokens) for index, tokens in enumerate(job.inputs)))
+        self._wait(deque(Input(job, index, tokens) for index, tokens in enumerate(job.inputs)))
 
     def remove(self, job: EmbeddingJob) -> list[int]:
         """Forget what still waits of a job that ended; the slots whose cells the caller drops."""
-        self._waiting = deque(inputs for inputs in self._waiting if inputs[0].job is not job)
+        left = deque(inputs for inputs in self._waiting.get(job.client, ()) if inputs[0].job is not job)
+        if left:
+            self._waiting[job.client] = left  # keeps its place
+        else:
+            self._waiting.pop(job.client, None)
         if self._long is None or self._long.job is not job:
             return []
         self._long = None
@@ -84,7 +90,7 @@ class Packing:
         packed: list[Packed] = []
         passed: list[deque[Input]] = []
         while self._waiting and len(packed) < n_slots and room:
-            inputs = self._waiting.popleft()
+            inputs = self._next_turn()
             n_tokens = len(inputs[0].tokens)
             if n_tokens > self._n_batch and self._long is None:
                 self._long = inputs.popleft()
@@ -96,9 +102,28 @@ class Packing:
                 passed.append(inputs)
                 continue
             if inputs:
-                self._waiting.append(inputs)
-        self._waiting.extendleft(reversed(passed))
+                self._wait(inputs)
+        for inputs in reversed(passed):
+            self._wait(inputs, first=True)
         return packed
+
+    def _next_turn(self) -> deque[Input]:
+        """A request, which the caller puts back if it has inputs left. Its client's next turn is behind those of all others."""
+        client, requests = self._waiting.popitem(last=False)
+        inputs = requests.popleft()
+        if requests:
+            self._waiting[client] = requests
+        return inputs
+
+    def _wait(self, inputs: deque[Input], *, first: bool = False) -> None:
+        """A request waits for its turn, behind all others of its client. `first`: it keeps the turn that it had."""
+        client = inputs[0].job.client
+        requests = self._waiting.setdefault(client, deque())
+        if first:
+            requests.appendleft(inputs)
+            self._waiting.move_to_end(client, last=False)
+        else:
+            requests.append(inputs)
 
     def _next_piece(self, long: Input) -> Packed:
         tokens = long.tokens[long.n_done : long.n_done + self._n_batch]

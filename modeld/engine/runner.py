@@ -135,11 +135,11 @@ class EngineRunner:
                 param="model",
             )
         n_choices = request.n_choices
-        engine.reserve(n_choices)
+        engine.reserve(n_choices, request.share)
         try:
             return engine.submit(self._pool.run(lambda: self._sequences(request)))
         except BaseException:
-            engine.release(n_choices)
+            engine.release(n_choices, request.share.client)
             raise
 
     def embed(self, request: EmbedRequest) -> EmbeddingJob:
@@ -152,13 +152,14 @@ class EngineRunner:
                 param="model",
             )
         check_embeddable(self._runtime, request)
-        engine.reserve()
+        client = request.share.client
+        engine.reserve(request.share)
         try:
             # A job for each: between two of them others get their turn, and a switch its end.
             values = enumerate(request.inputs)
-            return engine.submit([self._pool.run(partial(input_tokens, self._runtime, i, value)) for i, value in values])
+            return engine.submit([self._pool.run(partial(input_tokens, self._runtime, i, value)) for i, value in values], client)
         except BaseException:
-            engine.release()
+            engine.release(client)
             raise
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
@@ -202,6 +203,7 @@ class EngineRunner:
                     siblings=siblings,
                     constraint=None if grammar is None else grammar.begin(),
                     shows_markers=request.tools is not None,
+                    client=request.share.client,
                 )
                 for i in range(request.n)
             ]

@@ -1,8 +1,8 @@
-"""Which rows go into the next decode? Slots, first come first served; plan() and commit(). Pure: no clock, no thread."""
+"""Which rows go into the next decode? Slots, for which clients take turns; plan() and commit(). Pure: no clock, no thread."""
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, OrderedDict
 from dataclasses import dataclass
 
 from modeld.engine import prefix
@@ -66,7 +66,8 @@ class Scheduler:
         self._kept = kept if shares else None
         self._n_ctx_slot = n_ctx_slot
         self._slots = [Slot(i) for i in range(n_slots)]
-        self._waiting: deque[Sequence] = deque()
+        # By client, in the order of their turns: who got a slot goes to the end. None is empty.
+        self._waiting: dict[str, OrderedDict[Sequence, None]] = {}
         self._running: dict[Sequence, Slot] = {}  # in the order in which they got their slots
         self._n_ended = 0  # stamps the cells that ended sequences leave, for "least recently used"
 
@@ -86,10 +87,10 @@ class Scheduler:
     @property
     def sequences(self) -> list[Sequence]:
         """All that have not ended: the running ones first, in order of admission."""
-        return [*self._running, *self._waiting]
+        return [*self._running, *(sequence for queue in self._waiting.values() for sequence in queue)]
 
     def __contains__(self, sequence: Sequence) -> bool:
-        return sequence in self._running or sequence in self._waiting
+        return sequence in self._running or sequence in self._waiting.get(sequence.client, ())
 
     def slot_of(self, sequence: Sequence) -> int:
         return self._running[sequence].id
@@ -100,7 +101,7 @@ class Scheduler:
         return max(planned, key=lambda item: order[item.sequence])
 
     def add(self, sequence: Sequence) -> None:
-        self._waiting.append(sequence)
+        self._waiting.setdefault(sequence.client, OrderedDict())[sequence] = None
 
     def remove(self, sequence: Sequence, *, keep_cells: bool = False) -> int | None:
         """Forget a sequence that ended; the id of the slot it had, None if it still waited.
@@ -109,7 +110,9 @@ class Scheduler:
         """
         slot = self._running.pop(sequence, None)
         if slot is None:
-            self._waiting.remove(sequence)
+            del self._waiting[sequence.client][sequence]
+            if not self._waiting[sequence.client]:
+                del self._waiting[sequence.client]
             return None
         slot.sequence = None
         slot.cached = sequence.tokens[: sequence.n_cached] if keep_cells else ()
@@ -132,23 +135,40 @@ class Scheduler:
         return [slot.id for slot in slots]
 
     def place(self) -> Placed | None:
-        """Give a slot to the sequence that waits longest and need not wait for a prefix that another one is computing.
+        """Give a slot to the sequence whose turn it is and that need not wait for a prefix that another one is computing.
 
-        One at a time: what one takes decides what the next one finds.
+        The turn is that of the client with the fewest slots, among equals of the one that got its last one longest ago, and of
+        what waits longest of that client's. One at a time: what one takes decides what the next one finds.
         """
         if all(slot.sequence is not None for slot in self._slots):
             return None
-        for sequence in self._waiting:
-            if self._shares and prefix.is_being_computed(sequence, self._running):
-                continue
-            kept = self._find_kept(sequence)
-            n_kept = kept.n_tokens if kept is not None else 0
-            slot, reuse = prefix.choose(sequence, self._slots, shares=self._shares, n_kept=n_kept)
-            self._waiting.remove(sequence)
-            slot.sequence, slot.cached = sequence, ()
-            self._running[sequence] = slot
-            return Placed(sequence, slot.id, reuse, kept if reuse is None else None)
+        for client in self._turns():
+            for sequence in self._waiting[client]:
+                if self._shares and prefix.is_being_computed(sequence, self._running):
+                    continue
+                kept = self._find_kept(sequence)
+                n_kept = kept.n_tokens if kept is not None else 0
+                slot, reuse = prefix.choose(sequence, self._slots, shares=self._shares, n_kept=n_kept)
+                self._end_turn(sequence)
+                slot.sequence, slot.cached = sequence, ()
+                self._running[sequence] = slot
+                return Placed(sequence, slot.id, reuse, kept if reuse is None else None)
         return None
+
+    def _turns(self) -> list[str]:
+        """The clients that wait, the one whose turn it is first."""
+        if len(self._waiting) < 2:
+            return list(self._waiting)
+        n_slots = Counter(sequence.client for sequence in self._running)
+        return sorted(self._waiting, key=lambda client: n_slots[client])  # keeps the order among equals
+
+    def _end_turn(self, sequence: Sequence) -> None:
+        """It waits no more; its client's next turn is behind those of all others. One that comes anew is behind them, too, so
+        that no stream of newcomers keeps anybody out."""
+        queue = self._waiting.pop(sequence.client)
+        del queue[sequence]
+        if queue:
+            self._waiting[sequence.client] = queue
 
     def _find_kept(self, sequence: Sequence) -> Found | None:
         if self._kept is None or not sequence.takes_over:

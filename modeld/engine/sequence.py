@@ -35,10 +35,11 @@ class Sequence:
         siblings: object = None,
         constraint: Constraint | None = None,
         shows_markers: bool = False,
+        client: str = "",
     ) -> None:
         """`tokens`: the prompt, at least one. `limit`: tokens to generate at most, 0 with echo alone. `echo`: text that comes
         first. `siblings`: the same object for all answers to one prompt. `constraint`: its own, at its start. `shows_markers`:
-        the control tokens that mark calls of tools come as text."""
+        the control tokens that mark calls of tools come as text. `client`: whose turn it takes (types.Share)."""
         # 4 bytes a token, while it waits and while it runs: a list has 8 and mostly an int object of 32.
         self.tokens = array("i", tokens)
         self.n_prompt = len(self.tokens)
@@ -46,6 +47,7 @@ class Sequence:
         self.n_reused = 0  # prompt tokens that another sequence had computed
         self.cache_prompt = cache_prompt
         self.siblings = siblings
+        self.client = client
         self.sampling = sampling
         self.seed = seed
         self.constraint = constraint

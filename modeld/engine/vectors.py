@@ -12,9 +12,13 @@ from modeld.types import Embedded
 class EmbeddingJob:
     """One request's inputs. `put` and `fail` are the engine's, `result` the handler's, `cancel` anybody's."""
 
-    def __init__(self, model_id: str, inputs: Sequence[Sequence[int]], on_cancel: Callable[[EmbeddingJob], None]) -> None:
-        """`inputs`: token ids, at least one list, none empty. `on_cancel` sends the owner a message."""
+    def __init__(
+        self, model_id: str, inputs: Sequence[Sequence[int]], on_cancel: Callable[[EmbeddingJob], None], client: str = ""
+    ) -> None:
+        """`inputs`: token ids, at least one list, none empty. `on_cancel` sends the owner a message. `client`: whose turns it
+        takes (types.Share)."""
         self.model_id = model_id
+        self.client = client
         self.inputs = inputs
         self._on_cancel = on_cancel
         self._vectors: list[array[float]] = [array("f")] * len(inputs)
