@@ -67,7 +67,8 @@ def delete_op(request: Request, service: Service) -> Response:
     return json_response(200 if op.state.ended else 202, schema.op_json(op))
 
 
-def post_reload(_: Request, service: Service) -> Response:
+def post_reload(request: Request, service: Service) -> Response:
+    parse_object(request.body or b"{}")  # nothing in it counts, but what is no object was meant for somebody else
     return json_response(200, schema.reload_json(service.reload()))
 
 
@@ -116,7 +117,8 @@ def _wait_s(request: Request) -> float | None:
     text = request.query("wait")
     if text is None:
         return None
-    if re.fullmatch(r"[0-9]{1,5}(\.[0-9]{1,6})?", text) is None or float(text) > MAX_WAIT_S:
+    # As languages write a float, 0.30000000000000004 and 1e-06 too: whoever asks computes what is left of its own time.
+    if re.fullmatch(r"[0-9]{1,5}(\.[0-9]{1,20})?(e-[0-9]{1,2})?", text) is None or float(text) > MAX_WAIT_S:
         raise InvalidRequest(f"wait is {brief(text)}; allowed is 0 to {MAX_WAIT_S:.0f} seconds", param="wait")
     return float(text)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -131,6 +132,13 @@ def test_a_wait_that_is_none(client: RawClient, service: FakeService, wait: str)
     assert not service.calls
 
 
+@pytest.mark.parametrize("wait", ["0", "0.30000000000000004", "1e-06", "1819.9088186891875", "3600"])
+def test_a_wait_is_a_float_as_languages_write_it(client: RawClient, service: FakeService, wait: str):
+    service.ended = replace(OP, state=OpState.SUCCEEDED)
+    assert client.request("POST", f"/switch?wait={wait}", {"model_id": "other"}).status == 200
+    assert service.called("wait_op") == ("wait_op", "op-7", float(wait))
+
+
 def test_a_client_that_leaves_while_it_waits_is_not_waited_for(client: RawClient, service: FakeService):
     client.post_only("POST", "/switch?wait=60", {"model_id": "other"})
     service.called("wait_op")
@@ -176,6 +184,14 @@ def test_reload(client: RawClient, service: FakeService):
     answer = client.request("POST", "/reload", b"")
     assert (answer.status, answer.code) == (422, "config_error")
     assert "models.yaml:3" in answer.json["error"]["message"]
+
+
+def test_a_reload_with_a_body_that_is_no_object_reloads_nothing(client: RawClient, service: FakeService):
+    service.raises = ConfigRefused("read, all the same")
+    for body in ([], "x", None):
+        assert client.request("POST", "/reload", json.dumps(body).encode()).status == 400
+    service.raises = None
+    assert client.request("POST", "/reload", {"whatever": 1}).status == 200
 
 
 # -- requests that wait for a switch --------------------------------------------------------------------------------------
