@@ -71,15 +71,22 @@ def get_events(request: Request, service: Service) -> StreamResponse:
 
 def _event_writes(subscription: Subscription, heartbeat_s: float) -> Iterator[tuple[bytes, ...]]:
     wait_s = 0.0  # a replay sends what was missed, or a comment: its head must not wait for an event that may be far
+    before = sse.RETRY  # the first event
     if subscription.first is not None:
-        yield _first_frames(subscription.first)
-        wait_s = heartbeat_s
+        first, *more = _first_frames(subscription.first)
+        yield before + first, *more
+        before, wait_s = b"", heartbeat_s
     while True:
         try:
             events = subscription.take(wait_s)
         except SubscriptionEnded:
             return
-        yield tuple(_frame(event) for event in events) or (sse.KEEP_ALIVE,)
+        if events:
+            first, *more = [_frame(event) for event in events]
+            yield before + first, *more
+            before = b""
+        else:
+            yield (sse.KEEP_ALIVE,)
         wait_s = heartbeat_s
 
 

@@ -165,6 +165,20 @@ def test_events_begin_with_a_snapshot_and_follow(client: RawClient, service: Fak
     assert event_id != snapshot["id"]
 
 
+def test_the_first_event_says_when_to_come_back(client: RawClient, service: FakeService):
+    assert open_events(client)["retry"] == "1000"
+    service.publish("model_ready", {})
+    assert "retry" not in read_event(client)
+
+
+def test_a_retry_never_stands_alone(client: RawClient, service: FakeService):
+    """Clients in Python take a block of a mere `retry:` for an empty event."""
+    last = service.publish("model_ready", {"op_id": "o"})
+    assert open_events(client, "/events", f"Last-Event-ID: {last}") == {}  # a comment
+    following = service.publish("model_unloaded", {})
+    assert read_event(client) == {"retry": "1000", "id": following, "event": "model_unloaded", "data": "{}"}
+
+
 @pytest.mark.parametrize("how", ["header", "query"])
 def test_a_reconnect_gets_what_it_missed_without_a_snapshot(client: RawClient, service: FakeService, how):
     first = service.publish("model_switch_started", {"op_id": "o"})
