@@ -296,6 +296,15 @@ class ReloadResult:
     restart_needed: tuple[str, ...] = ()  # keys that changed and hold from the next start on
 
 
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """Who may come in, as the operator named them. The key itself is not kept."""
+
+    name: str
+    admin: bool  # scope admin; else use
+    digest: bytes = field(repr=False)  # SHA-256 of the key
+
+
 # -- generation ------------------------------------------------------------------------------------------------------
 
 

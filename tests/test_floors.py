@@ -22,7 +22,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "modeld.events": ("modeld.errors", "modeld.types"),
     "modeld.yamltree": ("modeld.errors",),
     "modeld.settings": ("modeld.policy", "modeld.yamltree"),
-    "modeld.config": ("modeld.errors", "modeld.types", "modeld.policy", "modeld.yamltree", "modeld.settings"),
+    "modeld.keys": ("modeld.errors", "modeld.types"),
+    "modeld.config": ("modeld.errors", "modeld.types", "modeld.policy", "modeld.yamltree", "modeld.settings", "modeld.keys"),
     "modeld.llm.adapter": ("modeld.errors", "modeld.types"),
     "modeld.logs": ("modeld.errors", "modeld.types", "modeld.threads"),
     # 2
@@ -37,7 +38,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "modeld.hosting": ("modeld.",),
     "modeld.reloader": ("modeld.",),
     "modeld.check": ("modeld.",),
-    "modeld.reload": ("modeld.config", "modeld.errors", "modeld.types", "modeld.policy", "modeld.threads"),
+    "modeld.reload": ("modeld.config", "modeld.keys", "modeld.errors", "modeld.types", "modeld.policy", "modeld.threads"),
     "modeld.__main__": ("modeld.app",),
     "modeld": (),
 }
