@@ -43,6 +43,34 @@ class ContextLengthExceeded(ClientError):
     code = "context_length_exceeded"
 
 
+class InvalidApiKey(ClientError):
+    """No key, or none of ours, where one is needed."""
+
+    code = "invalid_api_key"
+    status = 401
+
+
+class PermissionDenied(ClientError):
+    """The key, or the user at the other end of the Unix socket, is known, but this is not for them."""
+
+    code = "permission_denied"
+    status = 403
+
+
+class HostNotAllowed(ClientError):
+    """The request was sent to a name that is none of ours: somebody lets it point here (DNS rebinding)."""
+
+    code = "host_not_allowed"
+    status = 403
+
+
+class OriginNotAllowed(ClientError):
+    """A page of another site had a browser send it."""
+
+    code = "origin_not_allowed"
+    status = 403
+
+
 class ModelNotFound(ClientError):
     code = "model_not_found"
     status = 404

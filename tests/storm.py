@@ -83,7 +83,7 @@ class Storm:
     def _bytes(self, number: int, asked: Asked) -> tuple[bytes, bytes]:
         body = json.dumps(asked.body, ensure_ascii=number % 2 == 0).encode()
         lines = (
-            f"POST {asked.path} HTTP/1.1\r\nHost: test\r\nX-Request-Id: {self._id(number)}\r\n"
+            f"POST {asked.path} HTTP/1.1\r\nHost: localhost\r\nX-Request-Id: {self._id(number)}\r\n"
             f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         )
         return lines.encode(), body

@@ -14,10 +14,12 @@ import struct
 import time
 
 from modeld.errors import HeadersTooLarge, InvalidRequest, RequestTimeout
+from modeld.httpapi.caller import Peer
 from modeld.httpapi.head import find_end
 from modeld.httpapi.limits import Limits
 
 _PIECE = 64 << 10
+_UCRED = "iII"  # struct ucred: pid, uid, gid
 
 
 class Disconnected(Exception):
@@ -35,6 +37,7 @@ class Connection:
         self.sock = sock
         self.limits = limits
         self.client_address = _client_address(sock)
+        self.peer = Peer(self.client_address, _peer_uid(sock))
         self.sent_bytes = 0
         self._unsent = b""  # what try_send left
         self._buffer = bytearray()  # received and not yet consumed; may hold the start of a pipelined request
@@ -224,3 +227,11 @@ class Connection:
 def _client_address(sock: socket.socket) -> str:
     """The IP address at the other end; "unix" for a Unix socket. Raises OSError where the client has left already."""
     return str(sock.getpeername()[0]) if sock.family in (socket.AF_INET, socket.AF_INET6) else "unix"
+
+
+def _peer_uid(sock: socket.socket) -> int | None:
+    """unix(7), SO_PEERCRED: of the process that connected, at that moment. None for TCP."""
+    if sock.family != socket.AF_UNIX:
+        return None
+    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize(_UCRED))
+    return int(struct.unpack(_UCRED, credentials)[1])

@@ -66,7 +66,7 @@ def get_events(request: Request, service: Service) -> StreamResponse:
     subscription = service.subscribe(last_event_id)
     request.on_client_gone(subscription.close)
     writes = _event_writes(subscription, request.limits.heartbeat_s)
-    return StreamResponse(writes, error_frame=_error_event, fields=sse.FIELDS)
+    return StreamResponse(writes, error_frame=_error_event, fields=sse.FIELDS, endless=True)
 
 
 def _event_writes(subscription: Subscription, heartbeat_s: float) -> Iterator[tuple[bytes, ...]]:

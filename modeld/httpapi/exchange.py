@@ -7,24 +7,26 @@ is logged with its trace and becomes a 500 that says nothing but the request id.
 from __future__ import annotations
 
 import contextlib
+import http
 import logging
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from email.utils import formatdate
 from typing import Protocol
 
 from modeld.errors import InternalError, ModeldError, RequestCancelled, RequestTimeout
-from modeld.httpapi import schema
+from modeld.httpapi import browser, schema
+from modeld.httpapi.auth import Gate
 from modeld.httpapi.body import check_length, read_body
-from modeld.httpapi.caller import Caller, anonymous
+from modeld.httpapi.caller import Access, Caller
 from modeld.httpapi.connection import Connection, Disconnected, EndOfInput
 from modeld.httpapi.head import RequestHead, parse_head
 from modeld.httpapi.message import LAST_FRAME, Request, Response, StreamResponse, encode_head, json_response
 from modeld.httpapi.record import Record
-from modeld.httpapi.router import Route, match
+from modeld.httpapi.router import Route, match, options
 from modeld.httpapi.service import Service
 from modeld.httpapi.watch import ClientWatch
 
@@ -43,6 +45,7 @@ class Site:
     service: Service
     watch: ClientWatch
     stopping: Callable[[], bool]  # the server closes: no response promises another one
+    gate: Gate
 
 
 class Exchange:
@@ -52,9 +55,12 @@ class Exchange:
         self._connection = connection
         self._site = site
         self._limits = connection.limits
+        self._rules = site.gate.rules
         self._record = Record(uuid.uuid4().hex)
         self._reply_fields: dict[str, str] = {}
         self._head: RequestHead | None = None
+        self._origin: str | None = None  # of another site, which may read the answer
+        self._access = Access.OPEN  # what the route asks for
         self._unread_bytes = 0  # of the request's body; -1: unknown, the connection cannot be kept
         self._on_gone: Callable[[], None] | None = None
         self._failed = False  # the handler raised
@@ -113,7 +119,10 @@ class Exchange:
             if not head.expects_continue and not head.chunked:
                 self._unread_bytes = head.content_length or 0
             # Everything that can refuse the request by its head comes before its body is asked for (RFC 9110 10.1.1).
-            route, params = match(head.method, head.path)
+            self._origin = self._rules.browser.admit(head, on_unix=self._connection.peer.uid is not None)
+            if head.method == "OPTIONS":
+                return self._options(head)
+            route, params = self._route(head)
             record.route = route.path
             caller = self._check(route, head)
             request = Request(
@@ -140,9 +149,29 @@ class Exchange:
             self._failed = True
             return self._error_response(self._internal_error())
 
+    def _options(self, head: RequestHead) -> Response:
+        """A browser's preflight has no key; what it is told is the same for each path."""
+        if self._origin is not None and browser.is_preflight(head):
+            return Response(204, b"", browser.PREFLIGHT)
+        self._admit(head, Access.USE)
+        return Response(204, b"", {"Allow": ", ".join(options(head.path))})
+
+    def _route(self, head: RequestHead) -> tuple[Route, Mapping[str, str]]:
+        try:
+            return match(head.method, head.path)
+        except ModeldError:
+            self._admit(head, Access.USE)  # who has no key is not told which paths there are
+            raise
+
+    def _admit(self, head: RequestHead, access: Access) -> Caller:
+        self._access = access
+        caller = self._rules.keys.admit(head, access, self._connection.peer)
+        self._record.caller = caller.name
+        return caller
+
     def _check(self, route: Route, head: RequestHead) -> Caller:
         """All that can be refused by the head alone. Raises what refuses it."""
-        caller = anonymous(self._connection.client_address)
+        caller = self._admit(head, route.access)
         if route.method == "POST":
             schema.check_content_type(head.field("content-type"))
         check_length(head, self._limits.body_bytes)
@@ -184,9 +213,10 @@ class Exchange:
 
     def _send_whole(self, response: Response, keep: bool) -> None:
         self._record.status = response.status
-        length = str(len(response.body))
-        fields = [("Content-Type", response.content_type), ("Content-Length", length), ("Cache-Control", "no-store")]
-        head = encode_head(response.status, [*self._common_fields(keep), *fields, *response.fields.items()])
+        fields = [("Cache-Control", "no-store")]
+        if response.status != http.HTTPStatus.NO_CONTENT:  # which has no Content-Length either (RFC 9110 8.6)
+            fields += [("Content-Type", response.content_type), ("Content-Length", str(len(response.body)))]
+        head = self._encode_head(response.status, keep, fields, response.fields)
         # One write: a head alone in its packet would wait for its acknowledgement at some clients.
         self._connection.send(head if self._is_head() else head + response.body)
         self._finished = not self._failed
@@ -198,7 +228,7 @@ class Exchange:
         fields = [("Content-Type", response.content_type)]
         if chunked:
             fields.append(("Transfer-Encoding", "chunked"))
-        head = encode_head(200, [*self._common_fields(keep), *fields, *response.fields.items()])
+        head = self._encode_head(200, keep, fields, response.fields)
         if self._is_head():
             self._connection.send(head)
             return
@@ -220,7 +250,10 @@ class Exchange:
 
     def _frames(self, response: StreamResponse) -> Iterator[tuple[bytes, ...]]:
         try:
-            yield from response.writes
+            for frames in response.writes:
+                if response.endless:
+                    self._check_again()
+                yield frames
             self._finished = True
         except RequestCancelled as error:
             raise Disconnected("the client left while its request ran") from error
@@ -231,6 +264,17 @@ class Exchange:
             log.exception("a fault while streaming; request_id=%s", self._record.request_id)
             self._record.code = InternalError.code
             yield (response.error_frame(self._internal_error()),)
+
+    def _check_again(self) -> None:
+        """The rules may be others than when the stream began. Raises what refuses its caller now."""
+        rules = self._site.gate.rules
+        if rules is not self._rules and self._head is not None:
+            self._rules = rules
+            self._admit(self._head, self._access)
+
+    def _encode_head(self, status: int, keep: bool, fields: list[tuple[str, str]], own: Mapping[str, str]) -> bytes:
+        constant = browser.constant_fields(self._origin, own)
+        return encode_head(status, [*self._common_fields(keep), *fields, *own.items()], constant)
 
     def _common_fields(self, keep: bool) -> list[tuple[str, str]]:
         fields = [("Server", "modeld"), ("Date", formatdate(usegmt=True)), ("X-Request-Id", self._record.request_id)]

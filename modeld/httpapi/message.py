@@ -77,21 +77,25 @@ class StreamResponse:
     """A status 200 whose body comes in writes; each is one or more frames that are ready now.
 
     `writes` may raise: the stream then ends with `error_frame` of the error and is otherwise complete. The status line
-    goes out with the first write.
+    goes out with the first write. One that is `endless` ends when its caller's key is revoked; others end by themselves.
     """
 
     writes: Iterable[tuple[bytes, ...]]
     error_frame: Callable[[ModeldError], bytes]
     fields: Mapping[str, str] = field(default_factory=dict)
     content_type: str = "text/event-stream"
+    endless: bool = False
 
 
 def json_response(status: int, value: object, fields: Mapping[str, str] | None = None) -> Response:
     return Response(status, json.dumps(value).encode(), fields or {})
 
 
-def encode_head(status: int, fields: Iterable[tuple[str, str]]) -> bytes:
-    """Status line, fields and the blank line. Raises ValueError for a value that would not stay on its line."""
+def encode_head(status: int, fields: Iterable[tuple[str, str]], encoded: bytes = b"") -> bytes:
+    """Status line, fields, lines that are `encoded` already, and the blank line.
+
+    Raises ValueError for a value that would not stay on its line.
+    """
     try:
         phrase = http.HTTPStatus(status).phrase
     except ValueError:
@@ -101,4 +105,4 @@ def encode_head(status: int, fields: Iterable[tuple[str, str]]) -> bytes:
         if not _FIELD_VALUE.fullmatch(value):
             raise ValueError(f"response field {name} has a value that is not one line: {value[:80]!r}")
         lines.append(f"{name}: {value}")
-    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+    return ("\r\n".join(lines) + "\r\n").encode("latin-1") + encoded + b"\r\n"

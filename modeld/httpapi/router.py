@@ -59,16 +59,33 @@ def match(method: str, path: str, routes: tuple[Route, ...] = ROUTES) -> tuple[R
     """
     if method == "CONNECT":  # names a host, and no path
         raise MethodNotAllowed("CONNECT is not allowed: this is no proxy", allow=())
-    segments = _segments(path)
-    found = [(route, params) for route in routes if (params := _fits(route.path.split("/"), segments)) is not None]
-    if not found:
-        raise NotFound(f"there is no {path[:128]} here")
+    found = _find(path, routes)
     wanted = "GET" if method == "HEAD" else method
     for route, params in found:
         if route.method == wanted:
             return route, params
-    allow = tuple(sorted({name for route, _ in found for name in _methods(route)}))
+    allow = _allowed(found)
     raise MethodNotAllowed(f"{method[:32]} is not allowed for {path[:128]}; allowed: {', '.join(allow)}", allow=allow)
+
+
+def options(path: str, routes: tuple[Route, ...] = ROUTES) -> tuple[str, ...]:
+    """The methods of a path; `*`: of any. Raises as match."""
+    return _allowed([(route, {}) for route in routes] if path == "*" else _find(path, routes))
+
+
+def _find(path: str, routes: tuple[Route, ...]) -> list[tuple[Route, Mapping[str, str]]]:
+    """The routes of that path, at least one."""
+    segments = _segments(path)
+    found: list[tuple[Route, Mapping[str, str]]] = [
+        (route, params) for route in routes if (params := _fits(route.path.split("/"), segments)) is not None
+    ]
+    if not found:
+        raise NotFound(f"there is no {path[:128]} here")
+    return found
+
+
+def _allowed(found: list[tuple[Route, Mapping[str, str]]]) -> tuple[str, ...]:
+    return tuple(sorted({"OPTIONS"}.union(*(_methods(route) for route, _ in found))))
 
 
 def _methods(route: Route) -> tuple[str, ...]:

@@ -225,6 +225,8 @@ def error_fields(error: ModeldError) -> dict[str, str]:
     fields: dict[str, str] = {}
     if isinstance(error, MethodNotAllowed):  # with no method at all, too (RFC 9110 10.2.1)
         fields["Allow"] = ", ".join(error.allow)
+    if error.status == 401:
+        fields["WWW-Authenticate"] = 'Bearer realm="modeld"'
     if error.status in (409, 507) or error.code in ("no_model", "model_quarantined"):
         fields["x-should-retry"] = "false"
     elif error.status == 429 or isinstance(error, Unavailable):

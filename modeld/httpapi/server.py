@@ -19,6 +19,7 @@ import time
 from typing import Any
 
 from modeld.errors import TooManyConnections
+from modeld.httpapi.auth import Gate
 from modeld.httpapi.connection import Connection
 from modeld.httpapi.exchange import Exchange, Site, serve
 from modeld.httpapi.limits import Limits
@@ -37,8 +38,11 @@ _FORCED_END_S = 5.0  # for handlers to end once their sockets are shut down and 
 class HttpServer:
     """Serves one Service on one address. `start` and `close` from one thread; the rest from any."""
 
-    def __init__(self, service: Service, host: str, port: int, limits: Limits | None = None) -> None:
-        """Bind and listen; port 0 takes a free one. Raises OSError where the address cannot be had."""
+    def __init__(self, service: Service, host: str, port: int, limits: Limits | None = None, *, gate: Gate | None = None) -> None:
+        """Bind and listen; port 0 takes a free one. `gate` absent: no keys, and no names but localhost.
+
+        Raises OSError where the address cannot be had.
+        """
         self._limits = limits or Limits()
         self._cond = threading.Condition()
         # Guards all below. Notified when a connection ends.
@@ -51,7 +55,7 @@ class HttpServer:
         self._accept_thread: threading.Thread | None = None
         self._listener = _Listener(self, host, port)
         self._watch = ClientWatch()
-        self._site = Site(service, self._watch, self._is_stopping)
+        self._site = Site(service, self._watch, self._is_stopping, gate or Gate())
 
     @property
     def address(self) -> tuple[str, int]:

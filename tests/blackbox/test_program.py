@@ -73,7 +73,7 @@ def test_a_second_signal_leaves_at_once(tmp_path: Path) -> None:
     daemon = Daemon(demo_config(tmp_path))
     daemon.wait_ready()
     with socket.create_connection((daemon.host, daemon.port)) as unfinished:
-        unfinished.sendall(b"POST /switch HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n")
+        unfinished.sendall(b"POST /switch HTTP/1.1\r\nHost: [::1]\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n")
         # a request whose body is still to come holds up a clean stop until the deadline
         daemon.wait_line(lambda line: line["msg"] == "model ready")
         daemon.get("/status")

@@ -8,6 +8,8 @@ import pytest
 from fake_service import FakeService
 from raw_client import RawClient
 
+from modeld.httpapi.auth import Gate, Rules
+from modeld.httpapi.browser import BrowserRules
 from modeld.httpapi.limits import Limits
 from modeld.httpapi.server import HttpServer
 
@@ -24,8 +26,14 @@ def limits() -> Limits:
 
 
 @pytest.fixture
-def server(service: FakeService, limits: Limits) -> Iterator[HttpServer]:
-    server = HttpServer(service, "127.0.0.1", 0, limits)
+def gate() -> Gate:
+    """No keys, and any Host: overridden by tests that ask what is let in."""
+    return Gate(Rules(BrowserRules(allowed_hosts=("*",))))
+
+
+@pytest.fixture
+def server(service: FakeService, limits: Limits, gate: Gate) -> Iterator[HttpServer]:
+    server = HttpServer(service, "127.0.0.1", 0, limits, gate=gate)
     server.start()
     yield server
     service.hub.close()

@@ -42,7 +42,7 @@ class RawClient:
 
     def post_only(self, method: str, target: str, body: object = None, *fields: str, version: str = "1.1") -> RawClient:
         data = b"" if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
-        lines = [f"{method} {target} HTTP/{version}", "Host: test", *fields]
+        lines = [f"{method} {target} HTTP/{version}", "Host: localhost", *fields]
         if body is not None:
             lines += ["Content-Type: application/json", f"Content-Length: {len(data)}"]
         return self.send("\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + data)
@@ -57,7 +57,7 @@ class RawClient:
             fields[name.lower()] = value.strip()
         assert status_line.startswith("HTTP/1.1 ")
         status = int(status_line.split(" ")[1])
-        if method == "HEAD" or status < 200:
+        if method == "HEAD" or status < 200 or status == 204:
             return Answer(status, fields, b"", None)
         if fields.get("transfer-encoding") == "chunked":
             chunks = []

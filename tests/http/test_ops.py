@@ -169,7 +169,7 @@ def test_an_op_is_cancelled_by_deleting_it(client: RawClient, service: FakeServi
     answer = client.request("DELETE", "/ops/op-0")
     assert (answer.status, answer.code) == (409, "op_ended")
     assert client.request("DELETE", "/ops/nothing").code == "not_found"
-    assert client.request("POST", "/ops/op-1", {}).fields["allow"] == "DELETE, GET, HEAD"
+    assert client.request("POST", "/ops/op-1", {}).fields["allow"] == "DELETE, GET, HEAD, OPTIONS"
 
 
 def test_a_quarantine_is_lifted_by_deleting_it(client: RawClient):
@@ -188,7 +188,8 @@ def test_reload(client: RawClient, service: FakeService):
 
 def test_a_reload_with_a_body_that_is_no_object_reloads_nothing(client: RawClient, service: FakeService):
     service.raises = ConfigRefused("read, all the same")
-    for body in ([], "x", None):
+    bodies: tuple[object, ...] = ([], "x", None)
+    for body in bodies:
         assert client.request("POST", "/reload", json.dumps(body).encode()).status == 400
     service.raises = None
     assert client.request("POST", "/reload", {"whatever": 1}).status == 200

@@ -9,7 +9,7 @@ import pytest
 
 from modeld.errors import InvalidRequest, MethodNotAllowed, NotFound
 from modeld.httpapi.parameters import _UNSUPPORTED_CHAT, _UNSUPPORTED_COMPLETION
-from modeld.httpapi.router import ROUTES, match
+from modeld.httpapi.router import ROUTES, match, options
 from modeld.types import SamplingParams
 
 
@@ -42,16 +42,23 @@ def test_other_paths_are_404(path):
 @pytest.mark.parametrize(
     ("method", "path", "allow"),
     [
-        ("POST", "/status", ("GET", "HEAD")),
-        ("GET", "/switch", ("POST",)),
-        ("OPTIONS", "/switch", ("POST",)),
-        ("HEAD", "/switch", ("POST",)),
+        ("POST", "/status", ("GET", "HEAD", "OPTIONS")),
+        ("GET", "/switch", ("OPTIONS", "POST")),
+        ("HEAD", "/switch", ("OPTIONS", "POST")),
     ],
 )
 def test_a_known_path_with_another_verb_says_what_is_allowed(method, path, allow):
     with pytest.raises(MethodNotAllowed) as caught:
         match(method, path)
     assert caught.value.allow == allow
+
+
+def test_what_a_path_takes_can_be_asked():
+    assert options("/switch") == ("OPTIONS", "POST")
+    assert options("/ops/1") == ("DELETE", "GET", "HEAD", "OPTIONS")
+    assert options("*") == ("DELETE", "GET", "HEAD", "OPTIONS", "POST")
+    with pytest.raises(NotFound):
+        options("/nothing")
 
 
 def test_a_path_that_is_not_utf_8_is_400():
