@@ -1,0 +1,144 @@
+"""A proxy and our server agree on every request: what the one forwarded is what the other took, in number and in order.
+
+Each vector goes through nginx and haproxy, strict as they come and as lenient as they get, to one server over few kept
+connections. Afterwards another client asks something innocent over the same connections and must get its own answer. The
+proxy's log says what it forwarded, the server's what it took for a request: the two lists must be the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import socket
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from raw_client import RawClient
+
+from modeld.httpapi.limits import Limits
+from modeld.httpapi.server import HttpServer
+from tests.fronts import Front, haproxy, nginx
+from tests.http.smuggling import VECTORS
+
+# Behind every vector, on the same connection: whoever keeps that one answers this and closes.
+END = "GET /livez?end=000 HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
+
+
+@pytest.fixture
+def limits() -> Limits:
+    return Limits(head_s=1.0, body_s=1.0, idle_s=60.0)  # an idle end would race with what the proxy sends next
+
+
+def nginx_front(more: str) -> Callable[[Path, str], Front]:
+    def http(address: str, backend: str) -> str:
+        return f"""
+  log_format forwarded 'FORWARDED $upstream_addr|$request';
+  access_log /dev/stdout forwarded;
+  upstream backend {{ server {backend}; keepalive 4; }}
+  server {{
+    listen {address};
+    lingering_close off;
+    client_header_timeout 500ms; client_body_timeout 500ms;
+    {more}
+    location / {{
+      proxy_pass http://backend;
+      proxy_http_version 1.1;
+      proxy_set_header Connection "";
+      proxy_next_upstream off;
+      proxy_ignore_client_abort on;
+      proxy_read_timeout 5s;
+    }}
+  }}"""
+
+    return lambda folder, backend: nginx(folder, lambda address: http(address, backend))
+
+
+def haproxy_front(more: str) -> Callable[[Path, str], Front]:
+    def config(bind: str, backend: str) -> str:
+        return f"""
+global
+  log stdout format raw local0
+defaults
+  mode http
+  log global
+  log-format "FORWARDED %s|%HM %HU"
+  timeout client 500
+  timeout http-request 500
+  timeout http-keep-alive 500
+  timeout connect 5s
+  timeout server 5s
+  retries 0
+  http-reuse always
+listen front
+  bind {bind}
+  {more}
+  server backend {backend}
+"""
+
+    return lambda folder, backend: haproxy(folder, lambda bind: config(bind, backend))
+
+
+FRONTS = {
+    "nginx": nginx_front(""),
+    "nginx, unbuffered and lenient": nginx_front(
+        "proxy_request_buffering off; ignore_invalid_headers off; underscores_in_headers on; merge_slashes off;"
+    ),
+    "haproxy": haproxy_front(""),
+    "haproxy, lenient": haproxy_front("option accept-invalid-http-request\n  option http-server-close"),
+    "haproxy, lenient and pooled": haproxy_front("option accept-invalid-http-request"),
+}
+
+
+def drained(sock: socket.socket) -> bytes:
+    """All that comes until the other side ends, in whichever way."""
+    data = b""
+    with contextlib.suppress(ConnectionResetError):
+        while piece := sock.recv(65536):
+            data += piece
+    return data
+
+
+def send_vector(address: tuple[str, int], raw: bytes) -> bytes:
+    with socket.create_connection(address, timeout=10) as sock:
+        with contextlib.suppress(OSError):  # a proxy that has had enough
+            sock.sendall(raw)
+        return drained(sock)
+
+
+@pytest.mark.parametrize("name", FRONTS)
+def test_a_proxy_and_the_server_agree_on_every_request(name: str, server: HttpServer, tmp_path: Path, caplog):
+    caplog.set_level(logging.INFO, "modeld.http")
+    host, port = server.address
+    with FRONTS[name](tmp_path, f"{host}:{port}") as front:
+        for number, vector in enumerate(VECTORS):
+            send_vector(front.address, vector.numbered(number) + END.replace("=000", f"={number:03}").encode())
+            mine = f"innocent-{number:03}"
+            with contextlib.closing(RawClient(front.address)) as client:
+                answer = client.request("GET", f"/livez?innocent={number:03}", None, f"X-Request-Id: {mine}", "Connection: close")
+            assert (answer.status, answer.fields["x-request-id"]) == (200, mine), f"{vector.name}: another's answer"
+        front.wait_line(f"innocent={len(VECTORS) - 1:03}")
+    server.close(5.0)
+    forwarded = [line.partition("|")[2] for line in front.lines if re.match(r"FORWARDED (?!-|<NOSRV>)", line)]
+    taken = [vars(record)["target"] for record in caplog.records if record.name == "modeld.http" and "target" in vars(record)]
+    desyncs = [vector.name for number, vector in enumerate(VECTORS) if not agree(number, forwarded, taken)]
+    n_through = sum(bool(marks(number, forwarded)) for number in range(len(VECTORS)))
+    n_requests = len(forwarded) - len(VECTORS)
+    print(f"{name}: {len(VECTORS)} vectors, {n_through} of them forwarded as {n_requests} requests, {len(desyncs)} desyncs")
+    assert not desyncs
+    # What the server refused before it knew the target has no mark: it is of what is missing.
+    assert len(taken) <= len(forwarded)
+    assert n_through > len(VECTORS) // 10, "hardly anything reached the server"
+
+
+def marks(number: int, targets: list[str]) -> list[str]:
+    """What a vector's requests are; the innocent one after it is no part of it."""
+    mark = re.compile(rf"(carrier|smuggled|second|end)={number:03}")
+    return [match[1] for target in targets if (match := mark.search(target))]
+
+
+def agree(number: int, forwarded: list[str], taken: list[str]) -> bool:
+    """Whether the server took nothing that was not forwarded. Requests over two connections have no order."""
+    return Counter(marks(number, taken)) <= Counter(marks(number, forwarded))
