@@ -75,7 +75,8 @@ def find_end(buffer: bytes | bytearray, checked: int, max_bytes: int) -> int:
     """
     found = buffer.find(END, max(0, checked - len(END) + 1))
     end = found + len(END) if found >= 0 else 0
-    if wrong := _FORBIDDEN.search(buffer, max(0, checked - 1), end or len(buffer)):
+    # Not beyond the bound: which of the two errors it is must not depend on the packets.
+    if wrong := _FORBIDDEN.search(buffer, max(0, checked - 1), min(end or len(buffer), max_bytes)):
         at = wrong.start()
         raise InvalidRequest(f"byte {buffer[at]:#04x} at {at} has no place in a request head (RFC 9112 section 2.2)")
     if (end or len(buffer)) > max_bytes:
