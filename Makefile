@@ -138,6 +138,14 @@ test: build $(VENV)/dev $(CORPORA) $(if $(shell command -v npm),$(NODE_CLIENT)) 
 soak: build $(VENV)/dev ## run the long tests; MODELD_SOAK_S=3600 for an hour
 	@$(PY) -m pytest -m soak --timeout 0 $(ARGS)
 
+# What fuzz/ has, and seconds for each.
+FUZZ ?= config gguf head request
+FUZZ_S ?= 60
+
+.PHONY: fuzz
+fuzz: $(VENV)/dev ## fuzz what reads bytes from outside, and print what was reached; FUZZ=head for one, FUZZ_S=600 for ten minutes
+	@$(PY) -m fuzz --seconds $(FUZZ_S) $(FUZZ)
+
 .PHONY: lint
 lint: $(VENV)/dev ## ruff and mypy --strict
 	@$(VENV)/bin/ruff check
