@@ -13,8 +13,9 @@ from typing import Any
 
 from fuzz.target import HERE, Target, folder
 from fuzz.typed import fault
-from modeld.config import ENVIRONMENT, MAX_FINDINGS, MODEL_KEYS, SERVER_KEYS, SWITCHING_KEYS, Config, Key, load_config, resolve
+from modeld.config import ENVIRONMENT, MAX_FINDINGS, Config, load_config, resolve
 from modeld.errors import ConfigError
+from modeld.settings import MODEL_KEYS, SERVER_KEYS, SWITCHING_KEYS, Key
 
 _VARIABLE = re.compile(rf"#({'|'.join(ENVIRONMENT)})=([^\0\n]*)")
 MAX_FINDING_CHARS = 1000

@@ -11,9 +11,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from modeld import __version__, logs
+from modeld import __version__, keys, logs
 from modeld.config import Config, ServerConfig
 from modeld.errors import ConfigError, ModeldError
+from modeld.httpapi.auth import Gate, Rules
+from modeld.httpapi.browser import BrowserRules
+from modeld.httpapi.caller import KeyRules
 from modeld.httpapi.limits import Limits
 from modeld.llm.libllama import LLAMA_COMMIT
 from modeld.reload import ConfigSource, ConfigWatch
@@ -49,6 +52,7 @@ def main(argv: list[str] | None = None) -> int:
         except KeyboardInterrupt:  # it may take minutes
             return EXIT_INTERRUPTED
     source = ConfigSource(config=args.config, host=args.host, port=args.port)
+    os.environ.pop(keys.VARIABLE, None)  # processes that try a model file inherit the environment
     try:
         config = source.load()
     except ConfigError as error:
@@ -93,20 +97,31 @@ def serve(source: ConfigSource, config: Config) -> int:
         max_event_clients=config.server.max_event_clients,
     )
 
+    gate = Gate()
+
+    def let_in(config: Config) -> None:
+        gate.rules = rules_of(config)
+        if config.keys:
+            log.info("keys", extra={"names": ", ".join(key.name for key in config.keys)})
+
     def apply(config: Config) -> None:
         logs.set_level(config.server.log_level)
+        let_in(config)
         models.keep(config.switching.kv_keep_bytes)
 
+    let_in(config)
     reloader = Reloader(source, config, manager, apply)
     manager.reload = reloader.reload
     watch = ConfigWatch(source.path, reloader.follow, since=source.stamp)
     try:
-        server = HttpServer(manager, config.server.host, config.server.port, limits_of(config.server))
+        server = HttpServer(manager, config.server.host, config.server.port, limits_of(config.server), gate=gate)
     except (OSError, UnicodeError) as error:  # UnicodeError: a host name with an empty or overlong label
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         log.error("cannot listen on %s port %d: %s", config.server.host, config.server.port, reason)
         memory.close()
         return EXIT_FAILED
+    if keys.exposed(config.server.host) and not config.keys:
+        log.warning("insecure: whoever reaches %s may use and switch models; no keys are configured", config.server.host)
     try:
         server.start()
         _log_url(server.url)
@@ -139,6 +154,21 @@ def limits_of(server: ServerConfig) -> Limits:
         unacknowledged_s=server.unacknowledged_timeout_s,
         heartbeat_s=server.heartbeat_s,
         generation_s=server.generation_timeout_s or math.inf,
+    )
+
+
+def rules_of(config: Config) -> Rules:
+    """Whom and what the HTTP surface lets in."""
+    server = config.server
+    admins = (0, os.geteuid()) if server.unix_admin_uids is None else server.unix_admin_uids
+    return Rules(
+        BrowserRules(server.allowed_hosts, server.cors_origins),
+        KeyRules(
+            config.keys,
+            frozenset(admins),
+            frozenset(server.unix_use_uids),
+            uids_are_listed=server.unix_admin_uids is not None or bool(server.unix_use_uids),
+        ),
     )
 
 
@@ -178,7 +208,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="modeld",
         description="Keeps one llama.cpp model loaded, switches it on request, and says at every moment which model answers.",
-        epilog="Environment: MODELD_CONFIG, MODELD_HOST, MODELD_PORT, MODELD_LOG_LEVEL, MODELD_LOG_FORMAT. "
+        epilog="Environment: MODELD_CONFIG, MODELD_HOST, MODELD_PORT, MODELD_LOG_LEVEL, MODELD_LOG_FORMAT, MODELD_API_KEYS. "
         "Order: flag, environment, file, default. Exit status: 0 clean stop, 1 failure, 2 usage, 78 bad configuration.",
     )
     parser.add_argument("--version", action="version", version=f"modeld {__version__} (llama.cpp {LLAMA_COMMIT})")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from modeld.config import resolve
+from modeld.config import find_config, load_config, resolve
 from modeld.errors import ConfigError, LoadFailed
+from modeld.keys import exposed
 from modeld.llm.digest import sha256_of, verify_sha256
 from modeld.llm.footprint import estimate
 from modeld.llm.gguf import inspect
@@ -39,6 +41,8 @@ def check(config_path: Path | None, out: TextIO) -> int:
             print(f"ok {spec.id}: {spec.path}: {_describe(spec, facts)}", file=out)
     if n_bad:
         return 1
+    if exposed(config.server.host) and not config.keys:
+        print(f"insecure {config.path}: whoever reaches {config.server.host} may use and switch models, without a key", file=out)
     print(f"ok {config.path}: {len(config.models)} models, {config.default_model or 'none'} is loaded at start", file=out)
     return 0
 
@@ -50,7 +54,7 @@ def verify(config_path: Path | None, model_ids: Sequence[str], out: TextIO, err:
     is a terminal. 0 when none is bad, else 1.
     """
     try:
-        config = resolve(config=config_path)
+        config = load_config(find_config(config_path, os.environ))  # nothing but models counts here: no keys, no variables
     except ConfigError as error:
         print(error.message, file=out)
         return 1

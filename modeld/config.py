@@ -12,9 +12,10 @@ from typing import Any
 
 from modeld import yamltree
 from modeld.errors import ConfigError
+from modeld.keys import check_exposure, load_keys
 from modeld.policy import SwitchPolicy
 from modeld.settings import MODEL_KEYS, SERVER_KEYS, SWITCHING_KEYS, Key
-from modeld.types import ModelSpec
+from modeld.types import ApiKey, ModelSpec
 from modeld.yamltree import Node
 
 MAX_FINDINGS = 50  # named in one error
@@ -40,6 +41,12 @@ class ServerConfig:
     unacknowledged_timeout_s: int = 20
     heartbeat_s: int = 15
     generation_timeout_s: int = 0
+    allowed_hosts: tuple[str, ...] = ()
+    cors_origins: tuple[str, ...] = ()
+    api_key_file: Path | None = None
+    unix_admin_uids: tuple[int, ...] | None = None  # None: root and our own
+    unix_use_uids: tuple[int, ...] = ()
+    insecure: bool = False
     log_level: str = "info"
     log_format: str = "auto"
 
@@ -51,6 +58,7 @@ class Config:
     default_model: str | None  # loaded at start
     path: Path
     switching: SwitchPolicy = field(default_factory=SwitchPolicy)
+    keys: tuple[ApiKey, ...] = ()  # of the file, the variable and the credential
 
 
 ENVIRONMENT: Mapping[str, str] = {
@@ -74,7 +82,7 @@ def resolve(
     port: int | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> Config:
-    """The configuration in force: flag, then environment, then file, then default. Raises ConfigError."""
+    """The configuration in force, keys included: flag, then environment, then file, then default. Raises ConfigError."""
     settled = load_config(find_config(config, environ))
     over: dict[str, Any] = {}
     for variable, name in ENVIRONMENT.items():
@@ -83,7 +91,10 @@ def resolve(
     for name, value in (("host", host), ("port", port)):
         if value is not None:
             over[name] = _setting(f"--{name}", name, str(value))
-    return replace(settled, server=replace(settled.server, **over))
+    server = replace(settled.server, **over)
+    keys = load_keys(server.api_key_file, environ)
+    check_exposure((server.host,), keys, insecure=server.insecure)
+    return replace(settled, server=server, keys=keys)
 
 
 def find_config(flag: Path | None, environ: Mapping[str, str]) -> Path:
@@ -123,7 +134,7 @@ class _Walk:
 
     def config(self, root: Mapping[str, Node]) -> Config:
         self.known("", root, ("server", "switching", "default_model", "models"))
-        server = ServerConfig(**self.section("server", root.get("server"), SERVER_KEYS))
+        server = self.server(root.get("server"))
         switching = SwitchPolicy(**self.section("switching", root.get("switching"), SWITCHING_KEYS))
         models: list[ModelSpec] = []
         listed = root.get("models")
@@ -143,6 +154,17 @@ class _Walk:
                 models.append(spec)
         default = self.default_model(root.get("default_model"), models)
         return Config(server, tuple(models), default, self.path, switching)
+
+    def server(self, node: Node | None) -> ServerConfig:
+        values = self.section("server", node, SERVER_KEYS)
+        if (given := values.get("api_key_file")) is not None:
+            assert node is not None
+            assert isinstance(node.value, Mapping)
+            try:
+                values["api_key_file"] = self.beside(given)
+            except (RuntimeError, OSError) as error:
+                self.say(node.value["api_key_file"], "server.api_key_file", str(error))
+        return ServerConfig(**values)
 
     def default_model(self, node: Node | None, models: Sequence[ModelSpec]) -> str | None:
         if node is None:
@@ -165,7 +187,7 @@ class _Walk:
         if len(self.findings) > before or not isinstance(node.value, Mapping):
             return None
         try:
-            values["path"] = self.model_path(str(values["path"]))
+            values["path"] = self.beside(str(values["path"]))
         except (RuntimeError, OSError) as error:  # ~somebody who does not exist
             self.say(node.value["path"], f"{where}.path", str(error))
             return None
@@ -194,7 +216,7 @@ class _Walk:
             at = f"{where}.pooling"
             self.say(given["pooling"], at, f"{spec.pooling} says how embeddings are made, and embeddings is off")
 
-    def model_path(self, text: str) -> Path:
+    def beside(self, text: str) -> Path:
         """Absolute; `..` is taken away only where that cannot change the meaning: the directory has no links left."""
         return Path(os.path.normpath(self.path.parent.resolve() / Path(text).expanduser()))
 

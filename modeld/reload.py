@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from modeld.config import Config, ServerConfig, find_config, resolve
+from modeld.keys import check_exposure
 from modeld.policy import SwitchPolicy
 from modeld.threads import start_thread
 
@@ -18,7 +19,10 @@ log = logging.getLogger("modeld")
 INTERVAL_S = 2.0  # between two looks: inotify sees nothing on network file systems and little through bind mounts
 SETTLE_S = 0.25  # a file that has changed is looked at again so much later: its editor may still be writing
 
-LIVE_SERVER_KEYS = frozenset({"log_level"})  # the others are built into what a start makes: sockets, limits, engines
+# The other keys are built into what a start makes: sockets, limits, engines.
+LIVE_SERVER_KEYS = frozenset(
+    {"log_level", "allowed_hosts", "cors_origins", "api_key_file", "unix_admin_uids", "unix_use_uids", "insecure"}
+)
 
 Stamp = tuple[int, int, int, int]
 """Of a file: (device, inode, size, mtime_ns)."""
@@ -26,7 +30,7 @@ Stamp = tuple[int, int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What reading the file again came to. Keys are paths: "server.port", "switching.probe"; all models are "models"."""
+    """What reading the file again came to. Names are paths ("server.port"); all models are "models", all API keys "keys"."""
 
     config: Config  # in force from now on: what is live as the file has it, the rest as it was
     live: tuple[str, ...]  # keys that take effect now; empty: nothing does
@@ -60,8 +64,12 @@ class ConfigSource:
         return resolve(config=self.path, host=self._host, port=self._port, environ=self._environ)
 
     def read(self, current: Config) -> Change:
-        """The file again, as a whole: with an error in it nothing of it counts. Raises ConfigError."""
-        return compare(current, self.load())
+        """The file and the keys again, as a whole: with an error in them nothing of it counts. Raises ConfigError."""
+        change = compare(current, self.load())
+        # Of the addresses that are listened to, which may be others than those that the file has by now.
+        server = change.config.server
+        check_exposure((server.host,), change.config.keys, insecure=server.insecure)
+        return change
 
 
 def compare(current: Config, new: Config) -> Change:
@@ -70,7 +78,7 @@ def compare(current: Config, new: Config) -> Change:
     restart = [key for key in server if key not in LIVE_SERVER_KEYS]
     live = [f"server.{key}" for key in server if key in LIVE_SERVER_KEYS]
     live += [f"switching.{key}" for key in _differing(current.switching, new.switching)]
-    live += [key for key in ("default_model", "models") if getattr(current, key) != getattr(new, key)]
+    live += [key for key in ("default_model", "models", "keys") if getattr(current, key) != getattr(new, key)]
     before = {spec.id: spec for spec in current.models}
     after = {spec.id: spec for spec in new.models}
     return Change(

@@ -118,6 +118,44 @@ def _parse_tensor_split(node: Node) -> tuple[float, ...]:
     return tuple(shares)
 
 
+def _list(expected: str, max_items: int, parse_item: Callable[[Node], object]) -> Kind:
+    """`parse_item` raises ValueError for what is no such item, which is named then."""
+
+    def parse(node: Node) -> tuple[object, ...]:
+        if not isinstance(node.value, tuple) or len(node.value) > max_items:
+            raise ValueError
+        items = []
+        for item in node.value:
+            try:
+                items.append(parse_item(item))
+            except ValueError:
+                raise ValueError(f"expected {full}, found {item} in it") from None
+        return tuple(items)
+
+    full = f"a list of at most {max_items} {expected}"
+    return Kind(full, parse)
+
+
+def _parse_host(node: Node) -> str:
+    if not isinstance(node.value, str) or re.fullmatch(r"\*|\.?[0-9A-Za-z_-]+(\.[0-9A-Za-z_-]+)*", node.value) is None:
+        raise ValueError
+    return node.value.lower()
+
+
+def _parse_origin(node: Node) -> str:
+    """As a browser writes it: in lower case, without the scheme's own port."""
+    found = isinstance(node.value, str) and re.fullmatch(
+        r"([a-z][a-z0-9+.-]*)://(\[[0-9a-f:.]+\]|[0-9a-z._-]+)(?::([0-9]{1,5}))?", node.value.lower()
+    )
+    if not found:
+        raise ValueError
+    scheme, host, port = found.groups()
+    own_port = {"http": "80", "https": "443"}.get(scheme)
+    return f"{scheme}://{host}" + (f":{port}" if port not in (None, own_port) else "")
+
+
+_uid = _whole(0, (1 << 32) - 2)  # the last one is no user: -1 as uid_t
+
 _ID = _pattern("1..128 characters of A-Z a-z 0-9 . _ : -", r"[A-Za-z0-9._:-]{1,128}")
 POOLINGS = ("none", "mean", "cls", "last")
 _CACHE_TYPE = _choice("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
@@ -141,6 +179,27 @@ SERVER_KEYS: tuple[Key, ...] = (
     Key("unacknowledged_timeout_s", _whole(1, 3600), "20", "Bytes that no kernel at the other end acknowledges."),
     Key("heartbeat_s", _whole(1, 3600), "15", "Silence on a stream before a comment goes out."),
     Key("generation_timeout_s", _whole(0, 86_400), "0", "What a generation may take, the queue included; 0: no limit."),
+    Key(
+        "allowed_hosts",
+        _list("host names without port", 100, _parse_host),
+        "[]",
+        'Names by which clients may call it; `.example.com`: all below it, `"*"`: any. Addresses and localhost always may.',
+    ),
+    Key(
+        "cors_origins",
+        _list("origins scheme://host[:port]", 100, _parse_origin),
+        "[]",
+        "Other sites whose pages may use it.",
+    ),
+    Key("api_key_file", _or_null(_text(4096)), "null", "Keys, one a line, relative to this file; null: none from a file."),
+    Key(
+        "unix_admin_uids",
+        _or_null(_list("user ids", 100, _uid.parse)),
+        "null",
+        "Users who may everything on the Unix socket; null: root and modeld's own.",
+    ),
+    Key("unix_use_uids", _list("user ids", 100, _uid.parse), "[]", "Users who may generate and read there."),
+    Key("insecure", _truth(), "false", "Let other hosts in without keys."),
     Key("log_level", _choice("debug", "info", "warning", "error"), "info", "Least severity that is logged."),
     Key("log_format", _choice("auto", "text", "json"), "auto", "`auto`: text on a terminal, JSON elsewhere."),
 )

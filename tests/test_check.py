@@ -86,6 +86,22 @@ def test_the_file_and_the_environment_are_those_of_serve(write: Write, monkeypat
     assert checked(None) == (1, ["MODELD_PORT: expected a whole number 0..65535, found 'x'"])
 
 
+def test_an_address_that_other_hosts_reach_needs_keys(write: Write) -> None:
+    path = write("models: []\nserver: {host: 0.0.0.0}")
+    status, lines = checked(path)
+    assert status == 1
+    assert lines[0].startswith("server.host: 0.0.0.0 can be reached from other hosts, and there are no keys")
+    assert verified(path) == (0, [])  # that looks at models alone
+    path = write("models: []\nserver: {host: 0.0.0.0, insecure: true}")
+    assert checked(path) == (
+        0,
+        [
+            f"insecure {path}: whoever reaches 0.0.0.0 may use and switch models, without a key",
+            f"ok {path}: 0 models, none is loaded at start",
+        ],
+    )
+
+
 # -- verify -----------------------------------------------------------------------------------------------------------
 
 

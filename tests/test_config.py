@@ -65,7 +65,10 @@ def test_every_key_is_taken_over(write: Write, monkeypatch: pytest.MonkeyPatch) 
 server: {{host: "::1", port: 0, queue_size: 0, max_connections: 7, max_event_clients: 6, max_head_bytes: 2048,
   max_head_fields: 50, max_head_line_bytes: 999, max_body_bytes: 4096, max_drain_bytes: 0, head_timeout_s: 11,
   body_timeout_s: 12, idle_timeout_s: 13, send_timeout_s: 14, linger_s: 0, unacknowledged_timeout_s: 15, heartbeat_s: 16,
-  generation_timeout_s: 9, log_level: debug, log_format: json}}
+  generation_timeout_s: 9,
+  allowed_hosts: [LLM.example, .lan], cors_origins: ["https://app.example:443"], api_key_file: keys, unix_admin_uids: [0, 1000],
+  unix_use_uids: [1001], insecure: true,
+  log_level: debug, log_format: json}}
 switching: {{on_inflight: drain, drain_timeout_s: 7, on_busy: supersede, on_failure: error, strategy: overlap, at_start: default,
   cooldown_failures: 0, cooldown_s: 1, load_stall_timeout_s: 3, prefetch: false, probe: false, check_memory: false,
   kv_keep_bytes: 0, auto_switch: true, auto_switch_min_stay_s: 2, idle_unload_s: 5, watch_config: false}}
@@ -101,7 +104,15 @@ models:
 """
     )
     loaded = load_config(path)
-    assert loaded.server == ServerConfig("::1", 0, 0, 7, 6, 2048, 50, 999, 4096, 0, 11, 12, 13, 14, 0, 15, 16, 9, "debug", "json")
+    assert loaded.server == ServerConfig(
+        host="::1", port=0, queue_size=0, max_connections=7, max_event_clients=6,
+        max_head_bytes=2048, max_head_fields=50, max_head_line_bytes=999, max_body_bytes=4096, max_drain_bytes=0,
+        head_timeout_s=11, body_timeout_s=12, idle_timeout_s=13, send_timeout_s=14, linger_s=0, unacknowledged_timeout_s=15,
+        heartbeat_s=16, generation_timeout_s=9,
+        allowed_hosts=("llm.example", ".lan"), cors_origins=("https://app.example",), api_key_file=path.parent / "keys",
+        unix_admin_uids=(0, 1000), unix_use_uids=(1001,), insecure=True,
+        log_level="debug", log_format="json",
+    )  # fmt: skip
     assert loaded.switching == SwitchPolicy(
         OnInflight.DRAIN, 7, OnBusy.SUPERSEDE, OnFailure.ERROR, Strategy.OVERLAP, AtStart.DEFAULT, 0, 1, 3, False, False, False,
         0, True, 2, 5, False,
@@ -158,6 +169,34 @@ def test_paths_are_relative_to_the_file_not_to_the_working_directory(tmp_path: P
     assert load_config(Path("etc/m.yaml")).models[0].path == tmp_path / "models" / "a.gguf"
     (tmp_path / "link").symlink_to("etc")
     assert load_config(Path("link/m.yaml")).models[0].path == tmp_path / "models" / "a.gguf"
+
+
+def test_names_and_origins_are_as_browsers_write_them(write: Write) -> None:
+    origins = "[HTTP://App.example:80, 'https://app.example:8443', tauri://localhost, 'http://[::1]:3000']"
+    server = load_config(write(GOOD + f"server: {{allowed_hosts: ['*', .LAN, My_Host], cors_origins: {origins}}}")).server
+    assert server.allowed_hosts == ("*", ".lan", "my_host")
+    assert server.cors_origins == ("http://app.example", "https://app.example:8443", "tauri://localhost", "http://[::1]:3000")
+
+
+def test_the_keys_lie_beside_the_file(write: Write) -> None:
+    path = write(GOOD + "server: {api_key_file: ./keys}")
+    (path.parent / "keys").write_text("ops admin 0123456789abcdef")
+    (path.parent / "keys").chmod(0o600)
+    assert [key.name for key in resolve(config=path, environ={}).keys] == ["ops"]
+    (path.parent / "keys").chmod(0o644)
+    with pytest.raises(ConfigError, match=r"keys: every user of this host may read or write it \(mode 0644\)"):
+        resolve(config=path, environ={})
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "modeld.example"])
+def test_other_hosts_need_keys_wherever_the_address_comes_from(write: Write, host: str) -> None:
+    plain, named = write(GOOD), f"server.host: {host} can be reached from other hosts, and there are no keys"
+    for settled in ({"host": host, "environ": {}}, {"environ": {"MODELD_HOST": host}}):
+        with pytest.raises(ConfigError, match=re.escape(named)):
+            resolve(config=plain, **settled)
+    environ = {"MODELD_API_KEYS": "ops admin 0123456789abcdef"}
+    assert resolve(config=plain, host=host, environ=environ).server.host == host
+    assert resolve(config=write(GOOD + "server: {insecure: true}"), host=host, environ={}).keys == ()
 
 
 def test_the_shipped_file_loads_the_demo_models() -> None:
@@ -238,6 +277,36 @@ def test_the_shipped_file_loads_the_demo_models() -> None:
         (GOOD + "server: {log_level: loud}", "server.log_level: expected one of debug, info, warning, error, found 'loud'"),
         (GOOD + "server: {log_format: [json]}", "server.log_format: expected one of auto, text, json, found a list"),
         (GOOD + "server: {max_connections: 0}", "server.max_connections: expected a whole number 1..65536, found 0"),
+        (
+            GOOD + "server: {allowed_hosts: llm}",
+            "server.allowed_hosts: expected a list of at most 100 host names without port, found",
+        ),
+        (
+            GOOD + "server: {allowed_hosts: ['llm:8080']}",
+            "expected a list of at most 100 host names without port, found 'llm:8080' in",
+        ),
+        (GOOD + "server: {allowed_hosts: [a, '*.lan']}", "host names without port, found '*.lan' in it"),
+        (GOOD + "server: {allowed_hosts: ['']}", "host names without port, found '' in it"),
+        (GOOD + "server: {allowed_hosts: [1.5]}", "host names without port, found 1.5 in it"),
+        (GOOD + "server: {allowed_hosts: [" + "a," * 101 + "]}", "server.allowed_hosts: expected a list of at most 100"),
+        (GOOD + "server: {cors_origins: ['*']}", "origins scheme://host[:port], found '*' in it"),
+        (GOOD + "server: {cors_origins: ['https://a.example/']}", "found 'https://a.example/' in it"),
+        (GOOD + "server: {cors_origins: ['null']}", "found 'null' in it"),
+        (GOOD + "server: {cors_origins: ['https://*.example']}", "found 'https://*.example' in it"),
+        (GOOD + "server: {cors_origins: ['https://a:b@c']}", "found 'https://a:b@c' in it"),
+        (GOOD + "server: {cors_origins: [[]]}", "found a list in it"),
+        (GOOD + "server: {api_key_file: []}", "server.api_key_file: expected text of 1..4096 characters, or null, found a list"),
+        (GOOD + "server: {api_key_file: ~no-such-user-here/a}", "server.api_key_file: Could not determine home directory."),
+        (
+            GOOD + "server: {unix_admin_uids: 0}",
+            "server.unix_admin_uids: expected a list of at most 100 user ids, or null, found 0",
+        ),
+        (
+            GOOD + "server: {unix_use_uids: [root]}",
+            "server.unix_use_uids: expected a list of at most 100 user ids, found 'root' in it",
+        ),
+        (GOOD + "server: {unix_use_uids: [4294967295]}", "found 4294967295 in it"),
+        (GOOD + "server: {insecure: yes please}", "server.insecure: expected true or false, found 'yes please'"),
         # default_model
         (GOOD + "default_model: b", "models.yaml:2: default_model: expected the id of a model (a) or null, found 'b'"),
         (GOOD + "default_model: 1", "default_model: expected the id of a model (a) or null, found 1"),
@@ -388,11 +457,11 @@ def plain(node: yamltree.Node) -> object:
 
 
 def test_flag_then_environment_then_file_then_default(write: Write) -> None:
-    path = write(GOOD + "server: {port: 1, host: file, log_level: error}")
-    environ = {"MODELD_PORT": "2", "MODELD_HOST": "env", "MODELD_LOG_FORMAT": "json"}
+    path = write(GOOD + "server: {port: 1, host: file.localhost, log_level: error}")
+    environ = {"MODELD_PORT": "2", "MODELD_HOST": "env.localhost", "MODELD_LOG_FORMAT": "json"}
     server = resolve(config=path, port=3, environ=environ).server
-    assert server == ServerConfig(host="env", port=3, log_level="error", log_format="json")
-    assert resolve(config=path, host="flag", environ={}).server.host == "flag"
+    assert server == ServerConfig(host="env.localhost", port=3, log_level="error", log_format="json")
+    assert resolve(config=path, host="::1", environ={}).server.host == "::1"
     assert resolve(config=path, environ={"MODELD_LOG_LEVEL": "debug", "MODELD_PORT": ""}).server.log_level == "debug"
 
 

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from modeld import errors
+from modeld import errors, keys
 from modeld.app import _parser
 from modeld.config import ENVIRONMENT
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
+CONFIGURATION = (ROOT / "docs" / "configuration.md").read_text()
 HTTP = (ROOT / "docs" / "http.md").read_text()
 
 
@@ -59,8 +60,9 @@ def test_every_make_target_in_the_readme_exists_and_help_lists_the_important_one
 
 
 def test_every_environment_variable_is_in_the_readme() -> None:
-    for name in (*ENVIRONMENT, "MODELD_CONFIG"):
+    for name in (*ENVIRONMENT, "MODELD_CONFIG", keys.VARIABLE):
         assert name in README
+        assert f"| `{name}` |" in CONFIGURATION
 
 
 def test_every_command_is_in_the_readme() -> None:

@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from modeld import app
+from modeld.config import Config
 from modeld.errors import ConfigError
 from modeld.keys import CREDENTIAL, MAX_BYTES, VARIABLE, check_exposure, exposed, load_keys
+from modeld.reload import ConfigSource
 from modeld.types import ApiKey
 
 USE, ADMIN = "use-canary-0123456789", "admin-canary-987654321"
@@ -76,6 +79,21 @@ def test_a_key_itself_is_neither_kept_nor_shown(tmp_path: Path) -> None:
     assert ADMIN not in repr(key)
     assert digest(ADMIN).hex() not in repr(key)
     assert repr(digest(ADMIN)) not in repr(key)
+
+
+def test_processes_that_the_daemon_starts_do_not_inherit_the_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, bool, int]] = []
+
+    def serve(source: ConfigSource, config: Config) -> int:
+        # What a reload reads is what was there at the start.
+        seen.append((len(config.keys), VARIABLE in os.environ, len(source.load().keys)))
+        return 0
+
+    monkeypatch.setattr(app, "serve", serve)
+    monkeypatch.setenv(VARIABLE, f"ops admin {ADMIN}")
+    (tmp_path / "models.yaml").write_text("models: []")
+    assert app.main(["serve", "--config", str(tmp_path / "models.yaml")]) == 0
+    assert seen == [(1, False, 1)]
 
 
 # -- what is refused

@@ -122,6 +122,62 @@ def test_the_file_of_the_start_is_the_one_that_is_read_again(tmp_path: Path, mon
         source.read(config)
 
 
+# -- keys
+
+
+KEY, OTHER_KEY = "0123456789-canary-a", "0123456789-canary-b"
+
+
+@pytest.fixture
+def key_file(path: Path) -> Path:
+    """Named by the configuration."""
+    path.write_text(TEXT.replace("port: 8080", "port: 8080, api_key_file: keys"))
+    file = path.parent / "keys"
+    file.write_text(f"ops admin {KEY}\n")
+    file.chmod(0o600)
+    return file
+
+
+def test_keys_that_changed_alone_take_effect(source: ConfigSource, key_file: Path) -> None:
+    config = source.load()
+    assert source.read(config).live == ()
+    key_file.write_text(f"ops use {KEY}\nweb use {OTHER_KEY}\n")
+    change = source.read(config)
+    assert (change.live, change.restart) == (("keys",), ())
+    assert [(key.name, key.admin) for key in change.config.keys] == [("ops", False), ("web", False)]
+
+
+def test_a_key_file_with_an_error_changes_nothing_and_shows_no_key(source: ConfigSource, key_file: Path) -> None:
+    config = source.load()
+    for text in (f"ops admin {KEY}\n{OTHER_KEY}\n", ""):
+        key_file.write_text(text)
+        with pytest.raises(ConfigError, match=r"keys:2: expected three words|holds no key") as error:
+            source.read(config)
+        assert "canary" not in error.value.message
+
+
+def test_who_may_come_in_is_live(source: ConfigSource, path: Path) -> None:
+    config = source.load()
+    text = "allowed_hosts: [a], cors_origins: ['http://b'], unix_admin_uids: [], unix_use_uids: [1], insecure: true, port"
+    path.write_text(TEXT.replace("port", text))
+    change = source.read(config)
+    assert change.restart == ()
+    assert set(change.live) == {f"server.{key}" for key in LIVE_SERVER_KEYS - {"log_level", "api_key_file"}}
+
+
+def test_keys_cannot_be_taken_away_from_an_address_that_needs_them(source: ConfigSource, path: Path, key_file: Path) -> None:
+    """The new file would do for a new start, on loopback; but the old address is listened to until then."""
+    with_keys = path.read_text().replace("port: 8080", "host: 0.0.0.0, port: 8080")
+    path.write_text(with_keys)
+    config = source.load()
+    path.write_text(TEXT)
+    with pytest.raises(ConfigError, match=r"server\.host: 0\.0\.0\.0 can be reached from other hosts"):
+        source.read(config)
+    path.write_text(TEXT.replace("port", "insecure: true, port"))
+    assert source.read(config).config.keys == ()
+    assert key_file.exists()
+
+
 # -- when the file counts as changed
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from modeld.errors import ModeldError
 from modeld.events import Event, Snapshot, Subscription, SubscriptionEnded
 from modeld.httpapi import schema, sse
+from modeld.httpapi.caller import Access
 from modeld.httpapi.message import Request, Response, StreamResponse, json_response
 from modeld.httpapi.service import Service
 from modeld.types import State, Status
@@ -39,15 +40,16 @@ def get_readyz(_: Request, service: Service) -> Response:
     return json_response(503, body, {"Retry-After": str(retry_s)})
 
 
-def get_health(_: Request, service: Service) -> Response:
-    """llama-server's bodies, which its users' scripts compare."""
+def get_health(request: Request, service: Service) -> Response:
+    """llama-server's bodies, which its users' scripts compare. Why a load failed (paths) is for who may use the daemon."""
     status = service.status()
     if _answers(status):
         return json_response(200, {"status": "ok"})
     message = "Loading model"
     retry_s = _LOADING_RETRY_S
     if status.state is State.ERROR:
-        message = status.error.message if status.error else "No model is loaded"
+        may_know = Access.USE in request.caller.may
+        message = status.error.message if status.error and may_know else "No model is loaded"
         retry_s = _ERROR_RETRY_S
     error = {"code": 503, "message": message, "type": "unavailable_error"}
     return json_response(503, {"error": error}, {"Retry-After": str(retry_s)})

@@ -22,7 +22,7 @@ from modeld.httpapi.exchange import Site, serve
 from modeld.httpapi.limits import Limits
 from modeld.httpapi.router import ROUTES, Route
 from modeld.httpapi.watch import ClientWatch
-from modeld.types import ApiKey
+from modeld.types import ApiKey, OpError, State
 
 KEY_OF = {"web": "use-canary-0123456789", "ops": "admin-canary-987654321", "wrong": "wrong-canary-987654321"}
 KEYS = tuple(ApiKey(name, name == "ops", hashlib.sha256(KEY_OF[name].encode()).digest()) for name in ("web", "ops"))
@@ -241,6 +241,16 @@ def test_every_route_that_changes_something_asks_for_admin_or_generates() -> Non
     generate = {"/v1/completions", "/v1/chat/completions", "/v1/embeddings", "/tokenize", "/detokenize", "/apply-template"}
     assert {route.path for route in ROUTES if route.method != "GET" and route.access is not Access.ADMIN} == generate
     assert {route.path for route in ROUTES if route.access is Access.OPEN} == {"/livez", "/readyz", "/healthz", "/health"}
+
+
+def test_who_has_no_key_is_not_told_why_a_model_failed(client: RawClient, service: FakeService, gate: Gate) -> None:
+    service.set_status(
+        state=State.ERROR, current_model=None, error=OpError("model_load_failed", "/srv/x.gguf: cut off", "x", "1")
+    )
+    health = Case("GET /health", LOCAL, None, "", 503)
+    for rules, key, said in ((OPEN, None, "/srv/x"), (CLOSED, "web", "/srv/x"), (CLOSED, None, "No model is loaded")):
+        gate.rules = rules
+        assert said in health.send(client, key).json["error"]["message"]
 
 
 # -- what answers carry
