@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modeld import config, yamltree
-from modeld.app import limits_of
+from modeld.app import limits_of, rules_of
 from modeld.config import ServerConfig, find_config, load_config, resolve
 from modeld.errors import ConfigError
+from modeld.httpapi.browser import BrowserRules
+from modeld.httpapi.caller import KeyRules
 from modeld.httpapi.limits import Limits
 from modeld.policy import AtStart, OnBusy, OnFailure, OnInflight, Strategy, SwitchPolicy
 from modeld.settings import MODEL_KEYS, SERVER_KEYS, SWITCHING_KEYS, Key
@@ -549,6 +552,20 @@ def test_the_yaml_examples_of_the_documentation_are_valid(write: Write) -> None:
     assert examples
     for example in examples:
         assert load_config(write(example)).models
+
+
+def test_who_is_let_in_is_as_the_configuration_says(write: Write) -> None:
+    environ = {"MODELD_API_KEYS": "ops admin 0123456789abcdef"}
+    plain = rules_of(resolve(config=write(GOOD), environ=environ))
+    assert plain.browser == BrowserRules()
+    assert [key.name for key in plain.keys.keys] == ["ops"]
+    assert plain.keys == KeyRules(plain.keys.keys, frozenset({0, os.geteuid()}))
+    listed = write(GOOD + "server: {allowed_hosts: [a], cors_origins: ['http://b'], unix_admin_uids: [], unix_use_uids: [7]}")
+    rules = rules_of(resolve(config=listed, environ={}))
+    assert rules.browser == BrowserRules(("a",), ("http://b",))
+    assert rules.keys == KeyRules((), frozenset(), frozenset({7}), uids_are_listed=True)
+    nobody = rules_of(resolve(config=write(GOOD + "server: {unix_admin_uids: []}"), environ={}))
+    assert nobody.keys.uids_are_listed
 
 
 def test_every_limit_of_the_http_surface_is_a_key_with_the_same_default() -> None:

@@ -41,6 +41,12 @@ def test_a_name_that_somebody_lets_point_here_is_refused_and_the_key_named(host:
     assert admit(host, on_unix=True) is None
 
 
+def test_no_origin_is_that_of_a_request_without_host() -> None:
+    for origin in ("http://:80", "http://", "null"):
+        with pytest.raises(OriginNotAllowed):
+            admit(None, f"Origin: {origin}", version="1.0", on_unix=True)
+
+
 def test_an_asterisk_allows_any_name() -> None:
     head = parse_head(b"GET / HTTP/1.1\r\nHost: evil.example\r\n\r\n")
     assert BrowserRules(("*",)).admit(head, on_unix=False) is None

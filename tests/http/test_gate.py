@@ -171,6 +171,7 @@ WITH_KEYS = [
     ("ops", Case("POST /switch", LOCAL, None, "Content-Type: text/plain", 415, "unsupported_media_type")),
     (None, Case("OPTIONS /switch", LOCAL, None, "", 401, "invalid_api_key")),
     ("web", Case("OPTIONS /switch", LOCAL, None, "", 204)),
+    (None, Case("OPTIONS /switch", LOCAL, None, PREFLIGHT, 401, "invalid_api_key")),  # nobody of another site asks
     # a key opens no way for other sites' pages
     ("ops", Case("POST /switch", "evil.example", None, "", 403, "host_not_allowed")),
     ("ops", Case("POST /switch", LOCAL, "https://evil.example", "", 403, "origin_not_allowed")),
