@@ -72,6 +72,7 @@ def serve(source: ConfigSource, config: Config) -> int:
     signals = _Signals()
     # Imported here, so that `--version` and usage errors answer at once.
     from modeld.hosting import ModelHost
+    from modeld.httpapi.quotas import Quotas
     from modeld.httpapi.server import HttpServer
     from modeld.llm.backend import backend
     from modeld.manager.journal import Journal
@@ -98,6 +99,7 @@ def serve(source: ConfigSource, config: Config) -> int:
     )
 
     gate = Gate()
+    quotas = Quotas(config.limits)
 
     def let_in(config: Config) -> None:
         gate.rules = rules_of(config)
@@ -108,13 +110,14 @@ def serve(source: ConfigSource, config: Config) -> int:
         logs.set_level(config.server.log_level)
         let_in(config)
         models.keep(config.switching.kv_keep_bytes)
+        quotas.set_policy(config.limits)
 
     let_in(config)
     reloader = Reloader(source, config, manager, apply)
     manager.reload = reloader.reload
     watch = ConfigWatch(source.path, reloader.follow, since=source.stamp)
     try:
-        server = HttpServer(manager, config.server.host, config.server.port, limits_of(config.server), gate=gate)
+        server = HttpServer(manager, config.server.host, config.server.port, limits_of(config.server), gate=gate, quotas=quotas)
     except (OSError, UnicodeError) as error:  # UnicodeError: a host name with an empty or overlong label
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         log.error("cannot listen on %s port %d: %s", config.server.host, config.server.port, reason)

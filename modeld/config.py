@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from modeld import yamltree
+from modeld.clientlimits import ClientLimits, LimitPolicy
 from modeld.errors import ConfigError
 from modeld.keys import check_exposure, load_keys
 from modeld.policy import SwitchPolicy
-from modeld.settings import MODEL_KEYS, SERVER_KEYS, SWITCHING_KEYS, Key
+from modeld.settings import LIMIT_KEYS, LIMITED_NAME, MODEL_KEYS, SERVER_KEYS, SWITCHING_KEYS, Key
 from modeld.types import ApiKey, ModelSpec
 from modeld.yamltree import Node
 
@@ -59,6 +60,7 @@ class Config:
     path: Path
     switching: SwitchPolicy = field(default_factory=SwitchPolicy)
     keys: tuple[ApiKey, ...] = ()  # of the file, the variable and the credential
+    limits: LimitPolicy = field(default_factory=LimitPolicy)
 
 
 ENVIRONMENT: Mapping[str, str] = {
@@ -133,9 +135,10 @@ class _Walk:
     findings: list[tuple[int, str]] = field(default_factory=list)  # line, what
 
     def config(self, root: Mapping[str, Node]) -> Config:
-        self.known("", root, ("server", "switching", "default_model", "models"))
+        self.known("", root, ("server", "switching", "limits", "default_model", "models"))
         server = self.server(root.get("server"))
         switching = SwitchPolicy(**self.section("switching", root.get("switching"), SWITCHING_KEYS))
+        limits = self.limits(root.get("limits"))
         models: list[ModelSpec] = []
         listed = root.get("models")
         if listed is None:
@@ -153,7 +156,26 @@ class _Walk:
                 lines.setdefault(spec.id, node.line)
                 models.append(spec)
         default = self.default_model(root.get("default_model"), models)
-        return Config(server, tuple(models), default, self.path, switching)
+        return Config(server, tuple(models), default, self.path, switching, limits=limits)
+
+    def limits(self, node: Node | None) -> LimitPolicy:
+        """`per_key` has the same keys once more for each name; what it does not say is as for everybody."""
+        if node is None or not isinstance(node.value, Mapping) or (named := node.value.get("per_key")) is None:
+            return LimitPolicy(ClientLimits(**self.section("limits", node, LIMIT_KEYS)))
+        others = {name: value for name, value in node.value.items() if name != "per_key"}
+        each = ClientLimits(**self.section("limits", Node(node.line, others), LIMIT_KEYS))
+        if not isinstance(named.value, Mapping):
+            self.expected(named, "limits.per_key", "a mapping of names of keys")
+            return LimitPolicy(each)
+        per_key = {}
+        for name, entry in named.value.items():
+            where = f"limits.per_key.{name[:128]}"
+            try:
+                LIMITED_NAME.parse(Node(entry.line, name))
+            except ValueError:
+                self.say(entry, where, f"expected a name of {LIMITED_NAME.expected}")
+            per_key[name] = replace(each, **self.section(where, entry, LIMIT_KEYS))
+        return LimitPolicy(each, per_key)
 
     def server(self, node: Node | None) -> ServerConfig:
         values = self.section("server", node, SERVER_KEYS)

@@ -149,6 +149,33 @@ class QueueFull(ClientError):
     type = "rate_limit_error"
 
 
+class TooManyRequests(ClientError):
+    """A client has as many requests or streams open as one may have."""
+
+    code = "too_many_requests"
+    status = 429
+    type = "rate_limit_error"
+
+
+class RateLimitExceeded(ClientError):
+    """A client has taken all of what one may have a minute. Retry-After is in whole seconds; `retry_after_ms` is not."""
+
+    code = "rate_limit_exceeded"
+    status = 429
+
+    def __init__(self, message: str, *, retry_after_ms: int) -> None:
+        super().__init__(message, retry_after_s=max(1, -(-retry_after_ms // 1000)))
+        self.retry_after_ms = retry_after_ms
+
+
+class RequestRateExceeded(RateLimitExceeded):
+    type = "requests"
+
+
+class TokenRateExceeded(RateLimitExceeded):
+    type = "tokens"
+
+
 class HeadersTooLarge(ClientError):
     code = "headers_too_large"
     status = 431

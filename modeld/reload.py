@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+from modeld.clientlimits import ClientLimits
 from modeld.config import Config, ServerConfig, find_config, resolve
 from modeld.keys import check_exposure
 from modeld.policy import SwitchPolicy
@@ -23,6 +24,8 @@ SETTLE_S = 0.25  # a file that has changed is looked at again so much later: its
 LIVE_SERVER_KEYS = frozenset(
     {"log_level", "allowed_hosts", "cors_origins", "api_key_file", "unix_admin_uids", "unix_use_uids", "insecure"}
 )
+
+_Section = ServerConfig | SwitchPolicy | ClientLimits
 
 Stamp = tuple[int, int, int, int]
 """Of a file: (device, inode, size, mtime_ns)."""
@@ -78,6 +81,9 @@ def compare(current: Config, new: Config) -> Change:
     restart = [key for key in server if key not in LIVE_SERVER_KEYS]
     live = [f"server.{key}" for key in server if key in LIVE_SERVER_KEYS]
     live += [f"switching.{key}" for key in _differing(current.switching, new.switching)]
+    live += [f"limits.{key}" for key in _differing(current.limits.each, new.limits.each)]
+    if current.limits.per_key != new.limits.per_key:
+        live.append("limits.per_key")
     live += [key for key in ("default_model", "models", "keys") if getattr(current, key) != getattr(new, key)]
     before = {spec.id: spec for spec in current.models}
     after = {spec.id: spec for spec in new.models}
@@ -91,7 +97,7 @@ def compare(current: Config, new: Config) -> Change:
     )
 
 
-def _differing(one: ServerConfig | SwitchPolicy, other: ServerConfig | SwitchPolicy) -> list[str]:
+def _differing(one: _Section, other: _Section) -> list[str]:
     """Names of the fields in which they differ, in their order."""
     return [item.name for item in fields(one) if getattr(one, item.name) != getattr(other, item.name)]
 

@@ -118,6 +118,9 @@ def _parse_tensor_split(node: Node) -> tuple[float, ...]:
     return tuple(shares)
 
 
+LIMITED_NAME = _pattern("1..128 characters of A-Z a-z 0-9 . _ : -", r"[A-Za-z0-9._:-]{1,128}")
+
+
 def _list(expected: str, max_items: int, parse_item: Callable[[Node], object]) -> Kind:
     """`parse_item` raises ValueError for what is no such item, which is named then."""
 
@@ -222,6 +225,14 @@ SWITCHING_KEYS: tuple[Key, ...] = (
     Key("auto_switch_min_stay_s", _whole(0, 86_400), "10", "How long a model stays before a request switches away from it."),
     Key("idle_unload_s", _whole(0, 31_536_000), "0", "A model that nobody used for so long is unloaded; 0: never."),
     Key("watch_config", _truth(), "true", "Read this file again when it changes."),
+)
+
+LIMIT_KEYS: tuple[Key, ...] = (
+    Key("requests_per_minute", _whole(0, 1_000_000), "0", "Requests that are let in, evenly or all at once; one more is 429."),
+    Key("tokens_per_minute", _whole(0, 1_000_000_000), "0", "Tokens that are read or generated; in debt: 429."),
+    Key("max_requests", _whole(0, 65536), "0", "Generations at once, those included that wait; one more is 429."),
+    Key("max_streams", _whole(0, 65536), "0", "Event streams at once, of generations and `/events`; one more is 429."),
+    Key("max_queued", _whole(0, 65536), "0", "Places in the queue; one more is 429 `queue_full`."),
 )
 
 MODEL_KEYS: tuple[Key, ...] = (

@@ -16,13 +16,14 @@ from hypothesis import strategies as st
 
 from modeld import config, yamltree
 from modeld.app import limits_of, rules_of
+from modeld.clientlimits import ClientLimits, LimitPolicy
 from modeld.config import ServerConfig, find_config, load_config, resolve
 from modeld.errors import ConfigError
 from modeld.httpapi.browser import BrowserRules
 from modeld.httpapi.caller import KeyRules
 from modeld.httpapi.limits import Limits
 from modeld.policy import AtStart, OnBusy, OnFailure, OnInflight, Strategy, SwitchPolicy
-from modeld.settings import MODEL_KEYS, SERVER_KEYS, SWITCHING_KEYS, Key
+from modeld.settings import LIMIT_KEYS, MODEL_KEYS, SERVER_KEYS, SWITCHING_KEYS, Key
 from modeld.types import ModelSpec
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -75,6 +76,7 @@ server: {{host: "::1", port: 0, queue_size: 0, max_connections: 7, max_event_cli
 switching: {{on_inflight: drain, drain_timeout_s: 7, on_busy: supersede, on_failure: error, strategy: overlap, at_start: default,
   cooldown_failures: 0, cooldown_s: 1, load_stall_timeout_s: 3, prefetch: false, probe: false, check_memory: false,
   kv_keep_bytes: 0, auto_switch: true, auto_switch_min_stay_s: 2, idle_unload_s: 5, watch_config: false}}
+limits: {{requests_per_minute: 1, tokens_per_minute: 2, max_requests: 3, max_streams: 4, max_queued: 5}}
 default_model: qwen2.5:0.5b
 models:
   - id: first
@@ -120,6 +122,7 @@ models:
         OnInflight.DRAIN, 7, OnBusy.SUPERSEDE, OnFailure.ERROR, Strategy.OVERLAP, AtStart.DEFAULT, 0, 1, 3, False, False, False,
         0, True, 2, 5, False,
     )  # fmt: skip
+    assert loaded.limits == LimitPolicy(ClientLimits(1, 2, 3, 4, 5))
     assert loaded.default_model == "qwen2.5:0.5b"
     assert [spec.path for spec in loaded.models] == [Path("/absolute.gguf"), Path("/home/somebody/qwen.gguf")]
     spec = loaded.models[1]
@@ -131,6 +134,16 @@ models:
         "load_mode": "none", "chat_template": "chatml", "embeddings": "on", "pooling": "last", "seed": 4294967295,
         "sha256": "ab" * 32,
     }  # fmt: skip
+
+
+def test_what_a_named_client_is_not_told_of_is_as_for_everybody(write: Write) -> None:
+    text = GOOD + "limits:\n  max_requests: 3\n  max_queued: 5\n  per_key:\n    batch: {max_requests: 0}\n    uid:1000: {}\n"
+    limits = load_config(write(text)).limits
+    assert limits == LimitPolicy(
+        ClientLimits(max_requests=3, max_queued=5),
+        {"batch": ClientLimits(max_requests=0, max_queued=5), "uid:1000": ClientLimits(max_requests=3, max_queued=5)},
+    )
+    assert [limits.of(name).max_requests for name in ("batch", "uid:1000", "anybody")] == [0, 3, 3]
 
 
 @pytest.mark.parametrize("null", ["null", "~", ""])
@@ -310,6 +323,21 @@ def test_the_shipped_file_loads_the_demo_models() -> None:
         ),
         (GOOD + "server: {unix_use_uids: [4294967295]}", "found 4294967295 in it"),
         (GOOD + "server: {insecure: yes please}", "server.insecure: expected true or false, found 'yes please'"),
+        # limits
+        (GOOD + "limits: 3", "models.yaml:2: limits: expected a mapping, found 3"),
+        (GOOD + "limits: {max_queue: 3}", "limits.max_queue: unknown key; did you mean max_queued?"),
+        (GOOD + "limits: {max_requests: -1}", "limits.max_requests: expected a whole number 0..65536, found -1"),
+        (GOOD + "limits: {per_key: [a]}", "limits.per_key: expected a mapping of names of keys, found a list"),
+        (GOOD + "limits: {per_key: {a: 1}}", "limits.per_key.a: expected a mapping, found 1"),
+        (
+            GOOD + "limits: {per_key: {a b: {}}}",
+            "limits.per_key.a b: expected a name of 1..128 characters of A-Z a-z",
+        ),
+        (
+            GOOD + "limits:\n  per_key:\n    a:\n      tokens_per_minute: many",
+            "models.yaml:5: limits.per_key.a.tokens_per_minute: expected a whole number 0..1000000000, found 'many'",
+        ),
+        (GOOD + "limits: {per_key: {a: {per_key: {}}}}", "limits.per_key.a.per_key: unknown key"),
         # default_model
         (GOOD + "default_model: b", "models.yaml:2: default_model: expected the id of a model (a) or null, found 'b'"),
         (GOOD + "default_model: 1", "default_model: expected the id of a model (a) or null, found 1"),
@@ -517,7 +545,10 @@ def row(key: Key) -> str:
     return f"| `{key.name}` | {default} | {key.kind.expected} | {key.doc} |"
 
 
-@pytest.mark.parametrize("keys", [SERVER_KEYS, SWITCHING_KEYS, MODEL_KEYS], ids=["server", "switching", "models"])
+ALL_KEYS = {"server": SERVER_KEYS, "switching": SWITCHING_KEYS, "limits": LIMIT_KEYS, "models": MODEL_KEYS}
+
+
+@pytest.mark.parametrize("keys", ALL_KEYS.values(), ids=ALL_KEYS)
 def test_every_key_is_documented_as_the_code_has_it(keys: tuple[Key, ...]) -> None:
     document = (ROOT / "docs" / "configuration.md").read_text()
     missing = [row(key) for key in keys if row(key) not in document]
@@ -527,17 +558,19 @@ def test_every_key_is_documented_as_the_code_has_it(keys: tuple[Key, ...]) -> No
 def test_the_documentation_has_no_key_that_the_code_lacks() -> None:
     document = (ROOT / "docs" / "configuration.md").read_text()
     rows = re.findall(r"^\| `([a-z0-9_]+)` \|", document, re.MULTILINE)
-    assert sorted(rows) == sorted(key.name for key in SERVER_KEYS + SWITCHING_KEYS + MODEL_KEYS)
+    assert sorted(rows) == sorted(key.name for keys in ALL_KEYS.values() for key in keys)
     assert all(f"`{variable}`" in document for variable in [*config.ENVIRONMENT, "MODELD_CONFIG"])
 
 
 def test_the_tables_have_every_field_and_its_default() -> None:
     assert [key.name for key in SERVER_KEYS] == [field.name for field in dataclasses.fields(ServerConfig)]
     assert [key.name for key in SWITCHING_KEYS] == [field.name for field in dataclasses.fields(SwitchPolicy)]
+    assert [key.name for key in LIMIT_KEYS] == [field.name for field in dataclasses.fields(ClientLimits)]
     assert {key.name for key in MODEL_KEYS} == {field.name for field in dataclasses.fields(ModelSpec)}
     shown = {None: "null", (): "[]", True: "true", False: "false"}
-    fields = {field.name: field for owner in (ServerConfig, SwitchPolicy, ModelSpec) for field in dataclasses.fields(owner)}
-    for key in SERVER_KEYS + SWITCHING_KEYS + MODEL_KEYS:
+    owners = (ServerConfig, SwitchPolicy, ClientLimits, ModelSpec)
+    fields = {field.name: field for owner in owners for field in dataclasses.fields(owner)}
+    for key in (key for keys in ALL_KEYS.values() for key in keys):
         default = fields[key.name].default
         if key.name == "name":
             assert key.default == "the id"
@@ -547,11 +580,12 @@ def test_the_tables_have_every_field_and_its_default() -> None:
             assert key.default == (str(default) if type(default) is int else shown.get(default, str(default)))
 
 
-def test_the_yaml_examples_of_the_documentation_are_valid(write: Write) -> None:
-    examples = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "configuration.md").read_text(), re.DOTALL)
+@pytest.mark.parametrize(("document", "more"), [("configuration.md", ""), ("limits.md", GOOD)])
+def test_the_yaml_examples_of_the_documentation_are_valid(write: Write, document: str, more: str) -> None:
+    examples = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / document).read_text(), re.DOTALL)
     assert examples
     for example in examples:
-        assert load_config(write(example)).models
+        assert load_config(write(example + more)).models
 
 
 def test_who_is_let_in_is_as_the_configuration_says(write: Write) -> None:

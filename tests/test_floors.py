@@ -18,12 +18,21 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "modeld.types": ("modeld.policy",),
     "modeld.threads": (),
     "modeld.policy": (),
+    "modeld.clientlimits": (),
     # 1
     "modeld.events": ("modeld.errors", "modeld.types"),
     "modeld.yamltree": ("modeld.errors",),
     "modeld.settings": ("modeld.policy", "modeld.yamltree"),
     "modeld.keys": ("modeld.errors", "modeld.types"),
-    "modeld.config": ("modeld.errors", "modeld.types", "modeld.policy", "modeld.yamltree", "modeld.settings", "modeld.keys"),
+    "modeld.config": (
+        "modeld.errors",
+        "modeld.types",
+        "modeld.policy",
+        "modeld.clientlimits",
+        "modeld.yamltree",
+        "modeld.settings",
+        "modeld.keys",
+    ),
     "modeld.llm.adapter": ("modeld.errors", "modeld.types"),
     "modeld.logs": ("modeld.errors", "modeld.types", "modeld.threads"),
     # 2
@@ -32,13 +41,29 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     # 3
     "modeld.manager.": ("modeld.errors", "modeld.types", "modeld.policy", "modeld.threads", "modeld.events", "modeld.manager."),
     # 4
-    "modeld.httpapi.": ("modeld.errors", "modeld.types", "modeld.policy", "modeld.threads", "modeld.events", "modeld.httpapi."),
+    "modeld.httpapi.": (
+        "modeld.errors",
+        "modeld.types",
+        "modeld.policy",
+        "modeld.clientlimits",
+        "modeld.threads",
+        "modeld.events",
+        "modeld.httpapi.",
+    ),
     # 5
     "modeld.app": ("modeld.",),
     "modeld.hosting": ("modeld.",),
     "modeld.reloader": ("modeld.",),
     "modeld.check": ("modeld.",),
-    "modeld.reload": ("modeld.config", "modeld.keys", "modeld.errors", "modeld.types", "modeld.policy", "modeld.threads"),
+    "modeld.reload": (
+        "modeld.config",
+        "modeld.keys",
+        "modeld.errors",
+        "modeld.types",
+        "modeld.policy",
+        "modeld.clientlimits",
+        "modeld.threads",
+    ),
     "modeld.__main__": ("modeld.app",),
     "modeld": (),
 }

@@ -84,6 +84,15 @@ def test_every_key_of_switching_is_live(source: ConfigSource, path: Path) -> Non
     assert change.config.switching.idle_unload_s == 9
 
 
+def test_every_key_of_limits_is_live(source: ConfigSource, path: Path) -> None:
+    config = source.load()
+    path.write_text(TEXT + "limits: {max_streams: 2, tokens_per_minute: 3, per_key: {a: {max_streams: 4}}}\n")
+    change = source.read(config)
+    assert change.live == ("limits.tokens_per_minute", "limits.max_streams", "limits.per_key")
+    assert change.restart == ()
+    assert (change.config.limits.of("a").max_streams, change.config.limits.of("b").max_streams) == (4, 2)
+
+
 def test_the_live_keys_of_server_are_keys_of_server() -> None:
     assert {item.name for item in fields(ServerConfig)} >= LIVE_SERVER_KEYS
 

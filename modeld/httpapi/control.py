@@ -65,6 +65,7 @@ def _answers(status: Status) -> bool:
 
 def get_events(request: Request, service: Service) -> StreamResponse:
     last_event_id = sse.last_event_id(request.head.field("last-event-id"), request.query("last_event_id"))
+    request.ticket.begin_stream()
     subscription = service.subscribe(last_event_id)
     request.on_client_gone(subscription.close)
     writes = _event_writes(subscription, request.limits.heartbeat_s)

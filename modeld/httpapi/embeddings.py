@@ -13,7 +13,7 @@ import struct
 import time
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from modeld.errors import EngineFailed, GenerationTimeout, InvalidRequest
 from modeld.httpapi import schema
@@ -45,7 +45,7 @@ def post_embeddings(request: Request, service: Service) -> StreamResponse:
     loaded = service.loaded()
     if loaded is not None:  # so that a refusal names it, too
         request.reply_fields["X-Model-Id"] = request.record.model_id = loaded.id
-    admission = service.admit_embedding(asked.embed)
+    admission = service.admit_embedding(replace(asked.embed, share=request.ticket.share))
     request.on_client_gone(admission.cancel)
     embedding = admission.wait(until - time.monotonic())
     left_s = until - time.monotonic()

@@ -25,6 +25,7 @@ from modeld.httpapi.caller import Access, Caller
 from modeld.httpapi.connection import Connection, Disconnected, EndOfInput
 from modeld.httpapi.head import RequestHead, parse_head
 from modeld.httpapi.message import LAST_FRAME, Request, Response, StreamResponse, encode_head, json_response
+from modeld.httpapi.quotas import Quotas, Ticket
 from modeld.httpapi.record import Record
 from modeld.httpapi.router import Route, match, options
 from modeld.httpapi.service import Service
@@ -44,6 +45,7 @@ class Site:
 
     service: Service
     watch: ClientWatch
+    quotas: Quotas
     stopping: Callable[[], bool]  # the server closes: no response promises another one
     gate: Gate
 
@@ -61,6 +63,7 @@ class Exchange:
         self._head: RequestHead | None = None
         self._origin: str | None = None  # of another site, which may read the answer
         self._access = Access.OPEN  # what the route asks for
+        self._ticket: Ticket | None = None
         self._unread_bytes = 0  # of the request's body; -1: unknown, the connection cannot be kept
         self._on_gone: Callable[[], None] | None = None
         self._failed = False  # the handler raised
@@ -125,9 +128,11 @@ class Exchange:
             route, params = self._route(head)
             record.route = route.path
             caller = self._check(route, head)
+            self._ticket = ticket = self._site.quotas.enter(caller, route.counts, self._reply_fields)
             request = Request(
                 record=record,
                 caller=caller,
+                ticket=ticket,
                 head=head,
                 params=params,
                 body=self._read_body(head),
@@ -212,6 +217,7 @@ class Exchange:
             self._send_stream(response, keep)
 
     def _send_whole(self, response: Response, keep: bool) -> None:
+        self._settle()
         self._record.status = response.status
         fields = [("Cache-Control", "no-store")]
         if response.status != http.HTTPStatus.NO_CONTENT:  # which has no Content-Length either (RFC 9110 8.6)
@@ -235,10 +241,11 @@ class Exchange:
         pending = head  # goes out with the first frames
         ended = False
         for frames in self._frames(response):
+            if ended := bool(frames) and frames[-1] == LAST_FRAME:
+                self._settle()
             # The chunk of an empty frame is the one that ends the body (RFC 9112 7.1).
             self._connection.send(pending + b"".join(map(_chunk, frames) if chunked else frames))
             pending = b""
-            ended = bool(frames) and frames[-1] == LAST_FRAME
         if pending or (chunked and not ended):
             self._connection.send(pending + (_chunk(LAST_FRAME) if chunked else b""))
 
@@ -259,10 +266,12 @@ class Exchange:
             raise Disconnected("the client left while its request ran") from error
         except ModeldError as error:
             self._record.code = error.code
+            self._settle()
             yield (response.error_frame(error),)
         except Exception:
             log.exception("a fault while streaming; request_id=%s", self._record.request_id)
             self._record.code = InternalError.code
+            self._settle()
             yield (response.error_frame(self._internal_error()),)
 
     def _check_again(self) -> None:
@@ -294,7 +303,14 @@ class Exchange:
 
     # -- the end
 
+    def _settle(self) -> None:
+        """What the request took is counted before its client can see its end. Idempotent."""
+        if self._ticket is not None:
+            record = self._record
+            self._ticket.end(record.prompt_tokens - record.cached_tokens + record.completion_tokens)
+
     def _end(self, sent_before: int) -> None:
+        self._settle()
         record = self._record
         record.ended = time.monotonic()
         record.n_bytes = self._connection.sent_bytes - sent_before

@@ -13,6 +13,7 @@ from modeld.errors import InvalidRequest, ModeldError
 from modeld.httpapi.caller import Caller
 from modeld.httpapi.head import RequestHead
 from modeld.httpapi.limits import Limits
+from modeld.httpapi.quotas import Ticket
 from modeld.httpapi.record import Record
 
 # RFC 9110 5.5. Values that come from a client or a file pass here: a CR LF in one would begin a field of the sender's
@@ -27,6 +28,7 @@ class Request:
     """One request whose head and body were read and found valid.
 
     `record` is what the log and the metrics will tell of it; handlers add what they know.
+    `ticket` is its place among the requests of its client.
     `reply_fields` go with whatever answers the request, an error too; handlers add to it.
     `on_client_gone` registers the one call back that ends the work: it comes from the watch thread when the client
     leaves, or from the handler's own thread when the response could not be delivered whole.
@@ -36,6 +38,7 @@ class Request:
 
     record: Record
     caller: Caller
+    ticket: Ticket
     head: RequestHead
     params: Mapping[str, str]  # from the path: {"op_id": "..."}; decoded
     body: bytes

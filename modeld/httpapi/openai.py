@@ -98,7 +98,9 @@ def _generate(request: Request, service: Service, asked: CompletionRequest, shap
     loaded = service.loaded()
     if loaded is not None:  # so that a refusal names it, too
         request.reply_fields["X-Model-Id"] = record.model_id = loaded.id
-    admission = service.admit(asked.generate)
+    if asked.stream:
+        request.ticket.begin_stream()
+    admission = service.admit(replace(asked.generate, share=request.ticket.share))
     request.on_client_gone(admission.cancel)
     # A stream that waits for a switch begins with comments; until the first one its status can still say why it failed.
     patience_s = min(request.limits.heartbeat_s if asked.stream else math.inf, until - time.monotonic())

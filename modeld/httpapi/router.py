@@ -10,6 +10,7 @@ from modeld.errors import InvalidRequest, MethodNotAllowed, NotFound
 from modeld.httpapi import control, embeddings, openai, ops
 from modeld.httpapi.caller import Access
 from modeld.httpapi.message import Request, Response, StreamResponse
+from modeld.httpapi.quotas import Counts
 from modeld.httpapi.service import Service
 
 Handler = Callable[[Request, Service], Response | StreamResponse]
@@ -23,6 +24,7 @@ class Route:
     path: str
     handler: Handler
     access: Access = Access.USE
+    counts: Counts = Counts.NOTHING
 
 
 ROUTES: tuple[Route, ...] = (
@@ -43,12 +45,12 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/props", openai.get_props),
     Route("GET", "/v1/models", openai.get_models),
     Route("GET", "/v1/models/{model_id}", openai.get_model),
-    Route("POST", "/v1/completions", openai.post_completions),
-    Route("POST", "/v1/chat/completions", openai.post_chat_completions),
-    Route("POST", "/v1/embeddings", embeddings.post_embeddings),
-    Route("POST", "/tokenize", openai.post_tokenize),
-    Route("POST", "/detokenize", openai.post_detokenize),
-    Route("POST", "/apply-template", openai.post_apply_template),
+    Route("POST", "/v1/completions", openai.post_completions, counts=Counts.GENERATION),
+    Route("POST", "/v1/chat/completions", openai.post_chat_completions, counts=Counts.GENERATION),
+    Route("POST", "/v1/embeddings", embeddings.post_embeddings, counts=Counts.GENERATION),
+    Route("POST", "/tokenize", openai.post_tokenize, counts=Counts.REQUEST),
+    Route("POST", "/detokenize", openai.post_detokenize, counts=Counts.REQUEST),
+    Route("POST", "/apply-template", openai.post_apply_template, counts=Counts.REQUEST),
 )
 
 

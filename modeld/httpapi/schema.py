@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from modeld.errors import MethodNotAllowed, ModeldError, Unavailable, UnsupportedMediaType
+from modeld.errors import MethodNotAllowed, ModeldError, RateLimitExceeded, Unavailable, UnsupportedMediaType
 from modeld.httpapi.fields import Fields, missing, token_ids
 from modeld.httpapi.strictjson import parse_object
 from modeld.types import LoadedModel, ModelInfo, OpError, ReloadResult, SamplingParams, Status, SwitchOp, SwitchPlan
@@ -231,6 +231,8 @@ def error_fields(error: ModeldError) -> dict[str, str]:
         fields["x-should-retry"] = "false"
     elif error.status == 429 or isinstance(error, Unavailable):
         fields["Retry-After"] = str(error.retry_after_s or 1)
+        if isinstance(error, RateLimitExceeded):  # the OpenAI clients look for this first
+            fields["retry-after-ms"] = str(error.retry_after_ms)
     elif error.retry_after_s is not None:
         fields["Retry-After"] = str(error.retry_after_s)
     return fields

@@ -18,11 +18,13 @@ import threading
 import time
 from typing import Any
 
+from modeld.clientlimits import LimitPolicy
 from modeld.errors import TooManyConnections
 from modeld.httpapi.auth import Gate
 from modeld.httpapi.connection import Connection
 from modeld.httpapi.exchange import Exchange, Site, serve
 from modeld.httpapi.limits import Limits
+from modeld.httpapi.quotas import Quotas
 from modeld.httpapi.service import Service
 from modeld.httpapi.watch import ClientWatch
 from modeld.threads import start_thread
@@ -38,8 +40,17 @@ _FORCED_END_S = 5.0  # for handlers to end once their sockets are shut down and 
 class HttpServer:
     """Serves one Service on one address. `start` and `close` from one thread; the rest from any."""
 
-    def __init__(self, service: Service, host: str, port: int, limits: Limits | None = None, *, gate: Gate | None = None) -> None:
-        """Bind and listen; port 0 takes a free one. `gate` absent: no keys, and no names but localhost.
+    def __init__(
+        self,
+        service: Service,
+        host: str,
+        port: int,
+        limits: Limits | None = None,
+        *,
+        gate: Gate | None = None,
+        quotas: Quotas | None = None,
+    ) -> None:
+        """Bind and listen; port 0 takes a free one. `gate` absent: no keys, and no names but localhost. `quotas`: no bounds.
 
         Raises OSError where the address cannot be had.
         """
@@ -55,7 +66,7 @@ class HttpServer:
         self._accept_thread: threading.Thread | None = None
         self._listener = _Listener(self, host, port)
         self._watch = ClientWatch()
-        self._site = Site(service, self._watch, self._is_stopping, gate or Gate())
+        self._site = Site(service, self._watch, quotas or Quotas(LimitPolicy()), self._is_stopping, gate or Gate())
 
     @property
     def address(self) -> tuple[str, int]:

@@ -8,9 +8,11 @@ import pytest
 from fake_service import FakeService
 from raw_client import RawClient
 
+from modeld.clientlimits import LimitPolicy
 from modeld.httpapi.auth import Gate, Rules
 from modeld.httpapi.browser import BrowserRules
 from modeld.httpapi.limits import Limits
+from modeld.httpapi.quotas import Quotas
 from modeld.httpapi.server import HttpServer
 
 
@@ -32,8 +34,14 @@ def gate() -> Gate:
 
 
 @pytest.fixture
-def server(service: FakeService, limits: Limits, gate: Gate) -> Iterator[HttpServer]:
-    server = HttpServer(service, "127.0.0.1", 0, limits, gate=gate)
+def quotas() -> Quotas:
+    """As limits."""
+    return Quotas(LimitPolicy())
+
+
+@pytest.fixture
+def server(service: FakeService, limits: Limits, gate: Gate, quotas: Quotas) -> Iterator[HttpServer]:
+    server = HttpServer(service, "127.0.0.1", 0, limits, gate=gate, quotas=quotas)
     server.start()
     yield server
     service.hub.close()
@@ -43,11 +51,11 @@ def server(service: FakeService, limits: Limits, gate: Gate) -> Iterator[HttpSer
 
 
 @pytest.fixture
-def connect(server: HttpServer) -> Iterator[Callable[[], RawClient]]:
+def connect(server: HttpServer) -> Iterator[Callable[..., RawClient]]:
     clients: list[RawClient] = []
 
-    def connect() -> RawClient:
-        clients.append(RawClient(server.address))
+    def connect(source: str = "") -> RawClient:
+        clients.append(RawClient(server.address, source))
         return clients[-1]
 
     yield connect

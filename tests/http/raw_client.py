@@ -28,8 +28,9 @@ class Answer:
 
 
 class RawClient:
-    def __init__(self, address: tuple[str, int]) -> None:
-        self.sock = socket.create_connection(address, timeout=DEADLINE_S)
+    def __init__(self, address: tuple[str, int], source: str = "") -> None:
+        """`source`: the address that it comes from; on Linux any of 127.0.0.0/8 will do."""
+        self.sock = socket.create_connection(address, timeout=DEADLINE_S, source_address=(source, 0))
         self.buffer = b""
 
     def send(self, data: bytes | str) -> RawClient:

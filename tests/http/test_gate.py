@@ -14,12 +14,14 @@ import pytest
 from fake_service import FakeService
 from raw_client import Answer, RawClient
 
+from modeld.clientlimits import LimitPolicy
 from modeld.httpapi.auth import Gate, Rules
 from modeld.httpapi.browser import BrowserRules
 from modeld.httpapi.caller import Access, KeyRules
 from modeld.httpapi.connection import Connection
 from modeld.httpapi.exchange import Site, serve
 from modeld.httpapi.limits import Limits
+from modeld.httpapi.quotas import Quotas
 from modeld.httpapi.router import ROUTES, Route
 from modeld.httpapi.watch import ClientWatch
 from modeld.types import ApiKey, OpError, State
@@ -347,7 +349,7 @@ def over_unix(service: FakeService, gate: Gate) -> Iterator[RawClient]:
     ours, theirs = socket.socketpair(socket.AF_UNIX)
     watch = ClientWatch()
     watch.start()
-    site = Site(service, watch, lambda: False, gate)
+    site = Site(service, watch, Quotas(LimitPolicy()), lambda: False, gate)
     thread = threading.Thread(target=serve, args=(Connection(ours, Limits(linger_s=0.1)), site, _Always()))
     thread.start()
     client = RawClient.__new__(RawClient)
