@@ -20,7 +20,7 @@ from modeld.errors import RateLimitExceeded, RequestRateExceeded, TokenRateExcee
 from modeld.httpapi.caller import Caller
 from modeld.types import Share
 
-# Of clients that are remembered: whoever has many addresses must not have as much memory. About 3 MB.
+# Of clients that are remembered: whoever has many addresses must not have as much memory. About 4 MB.
 MAX_ACCOUNTS = 10_000
 _MINUTE_S = 60.0
 _TINY = 1e-6  # of a request or a token; who waits as long as it was told must not come too early by a rounding
