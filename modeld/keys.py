@@ -16,11 +16,13 @@ from pathlib import Path
 
 from modeld.errors import ConfigError
 from modeld.types import ApiKey
+from modeld.yamltree import printable
 
 VARIABLE = "MODELD_API_KEYS"
 CREDENTIAL = "modeld-keys"  # a file of this name in $CREDENTIALS_DIRECTORY: LoadCredential=modeld-keys:... of a unit
 
 MAX_BYTES = 64 << 10
+MAX_FINDINGS = 20  # named in one error
 MIN_KEY_LENGTH = 16
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -36,12 +38,12 @@ def load_keys(file: Path | None, environ: Mapping[str, str]) -> tuple[ApiKey, ..
 
     A source that holds no key is an error: a file that was cut off must not open the daemon to everybody.
     """
-    keys: dict[str, tuple[ApiKey, str]] = {}  # name -> key, where it stands
-    digests: dict[bytes, str] = {}  # -> name
+    keys: list[ApiKey] = []
+    first: dict[str | bytes, str] = {}  # name or digest -> where it stands
     findings: list[str] = []
     for source, text in _sources(file, environ):
         n_before = len(keys) + len(findings)
-        for number, line in enumerate(text.splitlines(), 1):
+        for number, line in enumerate(text.split("\n"), 1):
             words = line.split()
             if not words or words[0].startswith("#"):
                 continue
@@ -51,17 +53,20 @@ def load_keys(file: Path | None, environ: Mapping[str, str]) -> tuple[ApiKey, ..
             except ValueError as error:
                 findings.append(f"{at}: {error}")
                 continue
-            if key.name in keys:
-                findings.append(f"{at}: the name {key.name} is given twice, first at {keys[key.name][1]}")
-            elif key.digest in digests:
-                findings.append(f"{at}: {key.name} has the same key as {digests[key.digest]}; each name needs its own")
-            keys.setdefault(key.name, (key, at))
-            digests.setdefault(key.digest, key.name)
+            if key.name in first:
+                findings.append(f"{at}: the name is that of {first[key.name]}")
+            elif key.digest in first:
+                findings.append(f"{at}: the key is that of {first[key.digest]}; each name needs its own")
+            keys.append(key)
+            first.setdefault(key.name, at)
+            first.setdefault(key.digest, at)
         if len(keys) + len(findings) == n_before:
             findings.append(f"{source}: holds no key; expected lines NAME SCOPE KEY")
+    if (more := len(findings) - MAX_FINDINGS) > 0:
+        findings[MAX_FINDINGS:] = [f"keys: and {more} more"]
     if findings:
         raise ConfigError("\n".join(findings))
-    return tuple(key for key, _ in keys.values())
+    return tuple(keys)
 
 
 def check_exposure(hosts: Iterable[str], keys: tuple[ApiKey, ...], *, insecure: bool) -> None:
@@ -95,11 +100,17 @@ def _sources(file: Path | None, environ: Mapping[str, str]) -> Iterator[tuple[st
     credentials = Path(folder) if folder else None
     if file is not None:
         # systemd gives credentials the modes it likes, in a folder that nobody else can enter.
-        yield str(file), _read(file, private=credentials is None or credentials not in file.parents)
+        yield _shown(file), _read(file, private=credentials is None or credentials not in file.parents)
     if environ.get(VARIABLE):  # set but empty is how a unit file or a compose file unsets one
         yield VARIABLE, environ[VARIABLE]
     if credentials is not None and (credential := credentials / CREDENTIAL) != file and _is_there(credential):
-        yield str(credential), _read(credential, private=False)
+        yield _shown(credential), _read(credential, private=False)
+
+
+def _shown(path: Path) -> str:
+    """For a message."""
+    text = str(path)
+    return printable(text if len(text) <= 300 else f"...{text[-297:]}")
 
 
 def _is_there(path: Path) -> bool:
@@ -119,15 +130,17 @@ def _read(path: Path, *, private: bool) -> str:
         with open(path, "rb", opener=_open_at_once) as opened:  # Path.open takes no opener
             mode = os.fstat(opened.fileno()).st_mode
             if not stat.S_ISREG(mode):
-                raise ConfigError(f"{path}: expected a file with keys, found something else")
+                raise ConfigError(f"{_shown(path)}: expected a file with keys, found something else")
             if private and mode & _BY_OTHERS:
                 mode = stat.S_IMODE(mode)
-                raise ConfigError(f"{path}: every user of this host may read or write it (mode {mode:04o}); chmod 640 or 600")
+                raise ConfigError(
+                    f"{_shown(path)}: every user of this host may read or write it (mode {mode:04o}); chmod 640 or 600"
+                )
             data = opened.read(MAX_BYTES + 1)
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+        raise ConfigError(f"{_shown(path)}: cannot be read: {error.strerror}") from None
     if len(data) > MAX_BYTES:
-        raise ConfigError(f"{path}: more than {MAX_BYTES} bytes; expected lines NAME SCOPE KEY")
+        raise ConfigError(f"{_shown(path)}: more than {MAX_BYTES} bytes; expected lines NAME SCOPE KEY")
     return data.decode("ascii", errors="replace")  # what is not ASCII is in no name and no key: its line is told
 
 
@@ -137,21 +150,21 @@ def _open_at_once(path: str, flags: int) -> int:
 
 
 def _parse(words: list[str]) -> ApiKey:
-    """Raises ValueError with what is wrong; the message has no word of the line, but a name that is one."""
+    """Raises ValueError with what is wrong, in a message without a word of the line: the key may stand where a name should."""
     if len(words) != 3:
         raise ValueError(f"expected three words, NAME SCOPE KEY, found {len(words)}")
     name, scope, key = words
     if not _NAME.fullmatch(name) or name == _RESERVED:
         raise ValueError(f"the name must be 1..64 characters of A-Z a-z 0-9 . _ - and not {_RESERVED}")
     if scope not in _SCOPES:
-        raise ValueError(f"the scope of {name} must be one of {', '.join(_SCOPES)}")
+        raise ValueError(f"the scope must be one of {', '.join(_SCOPES)}")
     if key.startswith("sha256:"):
         match = _DIGEST.fullmatch(key)
         if match is None:
-            raise ValueError(f"after sha256: of {name} 64 hexadecimal digits are expected")
+            raise ValueError("after sha256: 64 hexadecimal digits are expected")
         digest = bytes.fromhex(match[1])
     elif _KEY.fullmatch(key):
         digest = hashlib.sha256(key.encode()).digest()
     else:
-        raise ValueError(f"the key of {name} must be {MIN_KEY_LENGTH}..512 printable ASCII characters")
+        raise ValueError(f"the key must be {MIN_KEY_LENGTH}..512 printable ASCII characters")
     return ApiKey(name, scope == "admin", digest)

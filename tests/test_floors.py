@@ -23,7 +23,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "modeld.events": ("modeld.errors", "modeld.types"),
     "modeld.yamltree": ("modeld.errors",),
     "modeld.settings": ("modeld.policy", "modeld.yamltree"),
-    "modeld.keys": ("modeld.errors", "modeld.types"),
+    "modeld.keys": ("modeld.errors", "modeld.types", "modeld.yamltree"),
     "modeld.config": (
         "modeld.errors",
         "modeld.types",

@@ -8,6 +8,8 @@ import re
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from modeld import app
 from modeld.config import Config
@@ -16,6 +18,7 @@ from modeld.keys import CREDENTIAL, MAX_BYTES, VARIABLE, check_exposure, exposed
 from modeld.reload import ConfigSource
 from modeld.types import ApiKey
 
+KEY_CANARY = "key-canary-in-any-place"
 USE, ADMIN = "use-canary-0123456789", "admin-canary-987654321"
 
 
@@ -105,18 +108,20 @@ def test_processes_that_the_daemon_starts_do_not_inherit_the_keys(tmp_path: Path
         (f"ops {ADMIN}", "expected three words, NAME SCOPE KEY, found 2"),
         (ADMIN, "expected three words, NAME SCOPE KEY, found 1"),
         (f"ops admin {ADMIN} # mine", "expected three words, NAME SCOPE KEY, found 5"),
-        (f"ops root {ADMIN}", "the scope of ops must be one of use, admin"),
-        (f"ops {ADMIN} admin", "the scope of ops must be one of use, admin"),
+        (f"ops root {ADMIN}", "the scope must be one of use, admin"),
+        (f"ops {ADMIN} admin", "the scope must be one of use, admin"),
         (f"ops! use {ADMIN}", "the name must be 1..64 characters"),
         (f"{'n' * 65} use {ADMIN}", "the name must be 1..64 characters"),
         (f"anonymous use {ADMIN}", "the name must be 1..64 characters of A-Z a-z 0-9 . _ - and not anonymous"),
         (f"{ADMIN}: admin use", "the name must be 1..64 characters"),
-        ("ops use admin-canary-98", "the key of ops must be 16..512 printable ASCII characters"),
-        (f"ops use {'admin-canary' * 50}", "the key of ops must be 16..512 printable ASCII characters"),
-        (f"ops use {ADMIN}ä", "the key of ops must be 16..512 printable ASCII characters"),
-        (f"ops use {ADMIN}\x01", "the key of ops must be 16..512 printable ASCII characters"),
-        ("ops use sha256:admin-canary", "after sha256: of ops 64 hexadecimal digits are expected"),
-        (f"ops use sha256:{'a' * 63}", "after sha256: of ops 64 hexadecimal digits are expected"),
+        ("ops use admin-canary-98", "the key must be 16..512 printable ASCII characters"),
+        (f"ops use {'admin-canary' * 50}", "the key must be 16..512 printable ASCII characters"),
+        (f"ops use {ADMIN}ä", "the key must be 16..512 printable ASCII characters"),
+        (f"ops use {ADMIN}\x01", "the key must be 16..512 printable ASCII characters"),
+        ("ops use sha256:admin-canary", "after sha256: 64 hexadecimal digits are expected"),
+        (f"ops use sha256:{'a' * 63}", "after sha256: 64 hexadecimal digits are expected"),
+        ("admin-canary-09876 use web", "the key must be 16..512 printable ASCII characters"),  # the words in another order
+        ("admin-canary-09876 web use", "the scope must be one of use, admin"),
         ("", "holds no key"),
         ("# web use admin-canary-key-that-was-revoked", "holds no key"),
     ],
@@ -136,11 +141,19 @@ def test_all_wrong_lines_are_told_at_once(tmp_path: Path) -> None:
     assert f"\n{VARIABLE}:1: " in message
 
 
+def test_the_number_of_findings_is_bounded(tmp_path: Path) -> None:
+    message = refused(key_file(tmp_path, "x\n" * 500))
+    assert message.split("\n")[19:] == [
+        f"{tmp_path}/keys:20: expected three words, NAME SCOPE KEY, found 1",
+        "keys: and 480 more",
+    ]
+
+
 def test_names_and_keys_are_unique_over_all_sources(tmp_path: Path) -> None:
     path = key_file(tmp_path, f"ops admin {ADMIN}\nops use {USE}\n")
-    assert refused(path) == f"{path}:2: the name ops is given twice, first at {path}:1"
+    assert refused(path) == f"{path}:2: the name is that of {path}:1"
     assert refused(None, {VARIABLE: f"a use {USE}\nb admin sha256:{digest(USE).hex()}"}) == (
-        f"{VARIABLE}:2: b has the same key as a; each name needs its own"
+        f"{VARIABLE}:2: the key is that of {VARIABLE}:1; each name needs its own"
     )
 
 
@@ -161,6 +174,33 @@ def test_a_file_that_is_none_is_named(tmp_path: Path) -> None:
     assert "expected a file with keys" in refused(tmp_path / "pipe")
     assert f"more than {MAX_BYTES} bytes" in refused(key_file(tmp_path, b"#" * (MAX_BYTES + 1)))
     assert "the name must be" in refused(key_file(tmp_path, b"\xff\xfe\0 use \xff"))
+
+
+def test_a_path_that_clears_the_terminal_is_shown_and_not_printed(tmp_path: Path) -> None:
+    message = refused(tmp_path / f"{'a' * 200}/{'b' * 200}" / "\x1b[2J\n\u202e")
+    assert message.startswith("...")
+    assert "b/\\x1b[2J\\n\\u202e: cannot be read" in message
+    assert message.isprintable()
+
+
+WORDS = st.sampled_from(
+    ["ops", "web", "use", "admin", "#", "sha256:", KEY_CANARY, f"sha256:{digest(USE).hex()}", "x", "\t", "\n", "\r"]
+)
+
+
+@given(st.lists(WORDS | st.text(max_size=3), max_size=20).map(" ".join))
+def test_any_text_is_keys_or_findings_that_quote_nothing(text: str) -> None:
+    environ = {VARIABLE: text.replace("\0", "")}
+    message = ""
+    try:
+        keys = load_keys(None, environ)
+        assert len({key.name for key in keys}) == len({key.digest for key in keys}) == len(keys)
+        assert keys or not text.replace("\0", "")
+    except ConfigError as error:
+        message = error.message
+    assert KEY_CANARY not in message
+    assert digest(USE).hex() not in message
+    assert all(line.startswith((f"{VARIABLE}:", "keys: and ")) and line.isprintable() for line in message.split("\n") if message)
 
 
 # -- who may do without
