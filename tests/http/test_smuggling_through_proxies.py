@@ -21,6 +21,7 @@ from raw_client import RawClient
 from modeld.httpapi.limits import Limits
 from modeld.httpapi.server import HttpServer
 from tests.fronts import Front, haproxy, nginx
+from tests.http import smuggling_h2
 from tests.http.smuggling import VECTORS
 
 # Behind every vector, on the same connection: whoever keeps that one answers this and closes.
@@ -32,14 +33,14 @@ def limits() -> Limits:
     return Limits(head_s=1.0, body_s=1.0, idle_s=60.0)  # an idle end would race with what the proxy sends next
 
 
-def nginx_front(more: str) -> Callable[[Path, str], Front]:
+def nginx_front(more: str, protocol: str = "") -> Callable[[Path, str], Front]:
     def http(address: str, backend: str) -> str:
         return f"""
   log_format forwarded 'FORWARDED $upstream_addr|$request';
   access_log /dev/stdout forwarded;
   upstream backend {{ server {backend}; keepalive 4; }}
   server {{
-    listen {address};
+    listen {address} {protocol};
     lingering_close off;
     client_header_timeout 500ms; client_body_timeout 500ms;
     {more}
@@ -56,7 +57,7 @@ def nginx_front(more: str) -> Callable[[Path, str], Front]:
     return lambda folder, backend: nginx(folder, lambda address: http(address, backend))
 
 
-def haproxy_front(more: str) -> Callable[[Path, str], Front]:
+def haproxy_front(more: str, protocol: str = "") -> Callable[[Path, str], Front]:
     def config(bind: str, backend: str) -> str:
         return f"""
 global
@@ -73,7 +74,7 @@ defaults
   retries 0
   http-reuse always
 listen front
-  bind {bind}
+  bind {bind} {protocol}
   {more}
   server backend {backend}
 """
@@ -89,6 +90,14 @@ FRONTS = {
     "haproxy": haproxy_front(""),
     "haproxy, lenient": haproxy_front("option accept-invalid-http-request\n  option http-server-close"),
     "haproxy, lenient and pooled": haproxy_front("option accept-invalid-http-request"),
+}
+FRONTS_H2 = {
+    "nginx": nginx_front("", "http2"),
+    "nginx, unbuffered": nginx_front(
+        "proxy_request_buffering off; ignore_invalid_headers off; underscores_in_headers on;", "http2"
+    ),
+    "haproxy": haproxy_front("", "proto h2"),
+    "haproxy, lenient": haproxy_front("option accept-invalid-http-request", "proto h2"),
 }
 
 
@@ -111,8 +120,7 @@ def send_vector(address: tuple[str, int], raw: bytes) -> bytes:
 @pytest.mark.parametrize("name", FRONTS)
 def test_a_proxy_and_the_server_agree_on_every_request(name: str, server: HttpServer, tmp_path: Path, caplog):
     caplog.set_level(logging.INFO, "modeld.http")
-    host, port = server.address
-    with FRONTS[name](tmp_path, f"{host}:{port}") as front:
+    with FRONTS[name](tmp_path, "{}:{}".format(*server.address)) as front:
         for number, vector in enumerate(VECTORS):
             send_vector(front.address, vector.numbered(number) + END.replace("=000", f"={number:03}").encode())
             mine = f"innocent-{number:03}"
@@ -121,16 +129,34 @@ def test_a_proxy_and_the_server_agree_on_every_request(name: str, server: HttpSe
             assert (answer.status, answer.fields["x-request-id"]) == (200, mine), f"{vector.name}: another's answer"
         front.wait_line(f"innocent={len(VECTORS) - 1:03}")
     server.close(5.0)
+    compare(name, [vector.name for vector in VECTORS], front, caplog.records)
+
+
+@pytest.mark.parametrize("name", FRONTS_H2)
+def test_a_proxy_that_takes_http_2_and_the_server_agree_on_every_request(name: str, server: HttpServer, tmp_path: Path, caplog):
+    caplog.set_level(logging.INFO, "modeld.http")
+    with FRONTS_H2[name](tmp_path, "{}:{}".format(*server.address)) as front:
+        for number, vector in enumerate(smuggling_h2.VECTORS):
+            smuggling_h2.exchange(front.address, vector.numbered(number))
+            answer = smuggling_h2.exchange(front.address, smuggling_h2.innocent(number))
+            assert f"there is no /none-{number:03} here".encode() in answer, f"{vector.name}: another's answer"
+        front.wait_line(f"none-{number:03}")
+    server.close(5.0)
+    compare(f"{name}, HTTP/2", [vector.name for vector in smuggling_h2.VECTORS], front, caplog.records)
+
+
+def compare(title: str, names: list[str], front: Front, records: list[logging.LogRecord]) -> None:
+    """What the proxy forwarded, and what the server took for requests; there is an innocent one for each vector, too."""
     forwarded = [line.partition("|")[2] for line in front.lines if re.match(r"FORWARDED (?!-|<NOSRV>)", line)]
-    taken = [vars(record)["target"] for record in caplog.records if record.name == "modeld.http" and "target" in vars(record)]
-    desyncs = [vector.name for number, vector in enumerate(VECTORS) if not agree(number, forwarded, taken)]
-    n_through = sum(bool(marks(number, forwarded)) for number in range(len(VECTORS)))
-    n_requests = len(forwarded) - len(VECTORS)
-    print(f"{name}: {len(VECTORS)} vectors, {n_through} of them forwarded as {n_requests} requests, {len(desyncs)} desyncs")
+    taken = [vars(record)["target"] for record in records if record.name == "modeld.http" and "target" in vars(record)]
+    desyncs = [name for number, name in enumerate(names) if not agree(number, forwarded, taken)]
+    n_through = sum(bool(marks(number, forwarded)) for number in range(len(names)))
+    n_requests = len(forwarded) - len(names)
+    print(f"{title}: {len(names)} vectors, {n_through} of them forwarded as {n_requests} requests, {len(desyncs)} desyncs")
     assert not desyncs
     # What the server refused before it knew the target has no mark: it is of what is missing.
     assert len(taken) <= len(forwarded)
-    assert n_through > len(VECTORS) // 10, "hardly anything reached the server"
+    assert n_through > len(names) // 10, "hardly anything reached the server"
 
 
 def marks(number: int, targets: list[str]) -> list[str]:
