@@ -21,6 +21,9 @@ from typing import Self
 import pytest
 
 DEADLINE_S = 20.0
+DEPLOY = Path(__file__).resolve().parent.parent / "deploy"
+NAME = "models.example.com"  # in both examples
+BACKEND = "127.0.0.1:8080"
 
 
 def find(tool: str) -> str:
@@ -122,3 +125,58 @@ def haproxy(folder: Path, config: Callable[[str], str]) -> Front:
         return [program, "-db", "-f", str(path)], {}
 
     return Front(make)
+
+
+# -- the examples in deploy/
+
+
+def make_certificate(folder: Path, name: str) -> Path:
+    """A key and a certificate that it has signed itself, in one file."""
+    path = folder / "certificate.pem"
+    subprocess.run(
+        [
+            *(find("openssl"), "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"),
+            *("-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{name}", "-keyout", str(path), "-out", f"{path}.crt"),
+        ],
+        capture_output=True,
+        timeout=60,
+        check=True,
+    )
+    path.write_text(path.read_text() + Path(f"{path}.crt").read_text())
+    return path
+
+
+def _replaced(text: str, *pairs: tuple[str, str]) -> str:
+    for old, new in pairs:
+        assert old in text, f"the example has no {old!r} any more"
+        text = text.replace(old, new)
+    return text
+
+
+def nginx_example(certificate: Path, listen: str, backend: str) -> str:
+    return _replaced(
+        (DEPLOY / "nginx.conf").read_text(),
+        ("listen 443 ssl;", f"listen {listen} ssl;"),
+        ("listen [::]:443 ssl;", ""),
+        ("/etc/ssl/models.example.com.pem", str(certificate)),
+        ("/etc/ssl/private/models.example.com.key", str(certificate)),
+        (BACKEND, backend),
+    )
+
+
+def haproxy_example(certificate: Path, bind: str, backend: str) -> str:
+    return _replaced(
+        (DEPLOY / "haproxy.cfg").read_text(),
+        ("bind :443", f"bind {bind}"),
+        ("/etc/haproxy/models.example.com.pem", str(certificate)),
+        (BACKEND, backend),
+        ("inter 2s", "inter 100ms"),
+    )
+
+
+EXAMPLES: dict[str, Callable[[Path, Path, str], Front]] = {
+    "nginx": lambda folder, certificate, backend: nginx(
+        folder, lambda address: "access_log /dev/stdout;" + nginx_example(certificate, address, backend)
+    ),
+    "haproxy": lambda folder, certificate, backend: haproxy(folder, lambda bind: haproxy_example(certificate, bind, backend)),
+}

@@ -24,12 +24,17 @@ from modeld.httpapi.browser import BrowserRules
 from modeld.httpapi.head import RequestHead, parse_head
 from modeld.httpapi.server import HttpServer
 from modeld.types import State
-from tests.fronts import Front, find, haproxy, nginx, nginx_config
-
-ROOT = Path(__file__).resolve().parent.parent.parent
-NAME = "models.example.com"
-BACKEND = "127.0.0.1:8080"
-CHAT = {"messages": [{"role": "user", "content": "q"}]}
+from tests.fronts import (
+    BACKEND,
+    EXAMPLES,
+    NAME,
+    Front,
+    find,
+    haproxy_example,
+    make_certificate,
+    nginx_config,
+    nginx_example,
+)
 
 Connect = Callable[[], RawClient]
 Seen = list[tuple[str, RequestHead]]
@@ -43,47 +48,7 @@ def gate() -> Gate:
 
 @pytest.fixture
 def certificate(tmp_path: Path) -> Path:
-    """A key and a certificate that it has signed itself, in one file."""
-    path = tmp_path / "models.pem"
-    subprocess.run(
-        [
-            *(find("openssl"), "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"),
-            *("-subj", f"/CN={NAME}", "-addext", f"subjectAltName=DNS:{NAME}", "-keyout", str(path), "-out", str(path) + ".crt"),
-        ],
-        capture_output=True,
-        timeout=60,
-        check=True,
-    )
-    path.write_text(path.read_text() + Path(f"{path}.crt").read_text())
-    return path
-
-
-def replaced(text: str, *pairs: tuple[str, str]) -> str:
-    for old, new in pairs:
-        assert old in text, f"the example has no {old!r} any more"
-        text = text.replace(old, new)
-    return text
-
-
-def nginx_example(certificate: Path, listen: str, backend: str) -> str:
-    return replaced(
-        (ROOT / "deploy" / "nginx.conf").read_text(),
-        ("listen 443 ssl;", f"listen {listen} ssl;"),
-        ("listen [::]:443 ssl;", ""),
-        ("/etc/ssl/models.example.com.pem", str(certificate)),
-        ("/etc/ssl/private/models.example.com.key", str(certificate)),
-        (BACKEND, backend),
-    )
-
-
-def haproxy_example(certificate: Path, bind: str, backend: str) -> str:
-    return replaced(
-        (ROOT / "deploy" / "haproxy.cfg").read_text(),
-        ("bind :443", f"bind {bind}"),
-        ("/etc/haproxy/models.example.com.pem", str(certificate)),
-        (BACKEND, backend),
-        ("inter 2s", "inter 100ms"),
-    )
+    return make_certificate(tmp_path, NAME)
 
 
 @pytest.fixture
@@ -102,12 +67,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
 
 @pytest.fixture(params=["nginx", "haproxy"])
 def front(request: pytest.FixtureRequest, server: HttpServer, certificate: Path, tmp_path: Path) -> Iterator[Front]:
-    backend = "{}:{}".format(*server.address)
-    if request.param == "nginx":
-        made = nginx(tmp_path, lambda address: "access_log /dev/stdout;" + nginx_example(certificate, address, backend))
-    else:
-        made = haproxy(tmp_path, lambda bind: haproxy_example(certificate, bind, backend))
-    with made as front:
+    with EXAMPLES[request.param](tmp_path, certificate, "{}:{}".format(*server.address)) as front:
         yield front
 
 
