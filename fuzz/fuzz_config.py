@@ -15,7 +15,7 @@ from fuzz.target import HERE, Target, folder
 from fuzz.typed import fault
 from modeld.config import ENVIRONMENT, MAX_FINDINGS, Config, load_config, resolve
 from modeld.errors import ConfigError
-from modeld.settings import MODEL_KEYS, SERVER_KEYS, SWITCHING_KEYS, Key
+from modeld.settings import LIMIT_KEYS, MODEL_KEYS, SERVER_KEYS, SWITCHING_KEYS, Key
 
 _VARIABLE = re.compile(rf"#({'|'.join(ENVIRONMENT)})=([^\0\n]*)")
 MAX_FINDING_CHARS = 1000
@@ -94,6 +94,12 @@ def as_yaml(config: Config) -> str:
     parts = [f"default_model: {_scalar(config.default_model)}"]
     for name, section, keys in (("server", config.server, SERVER_KEYS), ("switching", config.switching, SWITCHING_KEYS)):
         parts.append(f"{name}: {_mapping(section, keys)}")
+    limits = {key.name: getattr(config.limits.each, key.name) for key in LIMIT_KEYS}
+    # All of it: what an entry leaves out is not the default, but as for everybody.
+    per_key = {
+        name: {key.name: getattr(of_key, key.name) for key in LIMIT_KEYS} for name, of_key in config.limits.per_key.items()
+    }
+    parts.append(f"limits: {_scalar({**limits, 'per_key': per_key})}")
     models = ", ".join(_mapping(spec, MODEL_KEYS) for spec in config.models)
     return "\n".join([*parts, f"models: [{models}]", ""])
 
@@ -135,6 +141,9 @@ def seeds() -> Iterator[bytes]:
     yield (HERE.parent / "configs" / "models.yaml").read_bytes()
     for keys, begin in ((SERVER_KEYS, "models: []\nserver:\n"), (SWITCHING_KEYS, "models: []\nswitching:\n")):
         yield (begin + "".join(f"  {key.name}: {key.default}\n" for key in keys)).encode()
+    limits = "".join(f"  {key.name}: {key.default}\n" for key in LIMIT_KEYS)
+    yield f"models: []\nlimits:\n{limits}  per_key:\n    batch: {{max_requests: 4}}\n    uid:1000: {{}}\n".encode()
+    yield b'models: []\nlimits: {per_key: {"\\u2028": {}, b: {per_key: {}}, c: 1}}\n'
     given = {"id": "a", "path": "~/a.gguf", "name": "A", "tensor_split": "[1, 0.5]", "seed": "-1", "sha256": "ab" * 32}
     yield ("models:\n  -" + "".join(f" {key.name}: {given.get(key.name, key.default)}\n   " for key in MODEL_KEYS)).encode()
     one = "models: [{id: a, path: a"
@@ -163,12 +172,13 @@ def seeds() -> Iterator[bytes]:
 
 
 WORDS = (
+    *b"limits: |per_key: ".split(b"|"),
     *b"models: |server: |switching: |default_model: |- |? |: |\n  |---\n|...\n|null|~|true|on|0x1|1e+3|.inf|.nan|8:30".split(
         b"|"
     ),
     *b"2026-11-25 << = !!int &a *a [] {} > ' \" # %YAML \\e \\ud800 #MODELD_PORT= #MODELD_HOST=".split(),
     *"\u2028 \x85 \ufeff".encode().split(b" "),
-    *(f"{key.name}: ".encode() for key in (*SERVER_KEYS, *SWITCHING_KEYS, *MODEL_KEYS)),
+    *(f"{key.name}: ".encode() for key in (*SERVER_KEYS, *SWITCHING_KEYS, *LIMIT_KEYS, *MODEL_KEYS)),
 )
 
 TARGET = Target(modules=("modeld.yamltree", "modeld.config"), check=check, seeds=seeds, words=WORDS, max_bytes=4096)

@@ -169,12 +169,12 @@ class _Walk:
             return LimitPolicy(each)
         per_key = {}
         for name, entry in named.value.items():
-            where = f"limits.per_key.{name[:128]}"
             try:
                 LIMITED_NAME.parse(Node(entry.line, name))
             except ValueError:
-                self.say(entry, where, f"expected a name of {LIMITED_NAME.expected}")
-            per_key[name] = replace(each, **self.section(where, entry, LIMIT_KEYS))
+                self.say(entry, f"limits.per_key.{name[:80]}", f"expected a name of {LIMITED_NAME.expected}")
+            else:
+                per_key[name] = replace(each, **self.section(f"limits.per_key.{name}", entry, LIMIT_KEYS))
         return LimitPolicy(each, per_key)
 
     def server(self, node: Node | None) -> ServerConfig:
