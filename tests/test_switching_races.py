@@ -9,10 +9,10 @@ from dataclasses import replace
 
 import pytest
 
-from modeld.errors import LoadFailed, ModelLoading, NoModel, RequestCancelled
+from modeld.errors import LoadFailed, ModelLoading, NoModel, QueueFull, RequestCancelled
 from modeld.manager.manager import Manager
 from modeld.policy import OnBusy, OnInflight, Strategy, SwitchOptions, SwitchPolicy
-from modeld.types import GenerateRequest, ModelSpec, OpState, State, Step, SwitchOp
+from modeld.types import GenerateRequest, ModelSpec, OpState, Share, State, Step, SwitchOp
 from tests.fake_runner import DEADLINE_S, FakeFactory, FakeRunner, Files, Follower, specs
 from tests.switch_bench import Make, error_of
 from tests.test_state import lifecycle
@@ -267,6 +267,23 @@ def test_a_waiting_request_whose_client_left_just_after_its_model_came_holds_not
     assert b.follower.ended(op).name == "model_ready"
 
 
+def test_a_client_whose_share_of_the_queue_waits_for_a_switch_keeps_nobody_else_out(bench: Make) -> None:
+    b = bench(AUTO_SWITCH)
+    b.load("a")
+    ours = replace(REQUEST, model_id="b", share=Share("ours", 2))
+    waiting = [b.manager.admit(ours) for _ in range(2)]
+    assert all(admission.wait(0.0) is None for admission in waiting)
+    with pytest.raises(QueueFull, match=r"2 requests of this client wait for a switch .* \(limits.max_queued\)"):
+        b.manager.admit(ours).wait()
+    assert b.manager.admit(replace(ours, share=Share("other", 1))).wait(0.0) is None
+    waiting[0].cancel()
+    assert b.manager.admit(ours).wait(0.0) is None
+    b.manager.switch("b")
+    runner = b.load("b")
+    assert waiting[1].wait(DEADLINE_S) is not None
+    runner.finish()
+
+
 def test_a_request_does_not_begin_to_wait_once_auto_switch_is_off(bench: Make) -> None:
     b = bench(AUTO_SWITCH)
     b.load("a")
@@ -301,7 +318,7 @@ def test_a_request_without_a_name_waits_for_the_model_that_has_just_died(bench: 
     tenant = b.manager._life.tenant()
     assert tenant is not None
     tenant.death = RuntimeError("x")  # and the switch thread has not been told yet
-    assert b.manager._life.demand(None, "a").model_id == "b"
+    assert b.manager._life.demand(None, "a", Share()).model_id == "b"
     b.manager.look_again()
     b.load("b")
 

@@ -11,6 +11,7 @@ from modeld.manager.demand import Demand
 from modeld.manager.runner import Runner
 from modeld.manager.state import Lifecycle
 from modeld.manager.tenant import Tenant
+from modeld.types import Share
 
 
 class Cancellable(Protocol):
@@ -28,6 +29,7 @@ class Admission(Generic[T]):
         life: Lifecycle,
         model_id: str | None,
         submit: Callable[[Runner], T],
+        share: Share,
         *,
         waits: bool = False,
         otherwise: str | None = None,
@@ -36,6 +38,7 @@ class Admission(Generic[T]):
         self._life = life
         self._model_id = model_id
         self._submit: Callable[[Runner], T] | None = submit  # given up with its request once that is the runner's
+        self._share = share
         self._waits = waits
         self._otherwise = otherwise
         self._demand: Demand | None = None
@@ -73,7 +76,7 @@ class Admission(Generic[T]):
         if not self._waits:
             return self._life.enter(self._model_id)
         if self._demand is None:
-            self._demand = self._life.demand(self._model_id, self._otherwise)
+            self._demand = self._life.demand(self._model_id, self._otherwise, self._share)
             if self._is_cancelled:
                 self._life.withdraw(self._demand, RequestCancelled("the client left"))
         return self._life.wait_demand(self._demand, timeout_s)

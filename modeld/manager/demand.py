@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from modeld.errors import ModeldError, QueueFull
 from modeld.manager.tenant import Tenant
+from modeld.types import Share
 
 
 @dataclass(eq=False, slots=True)
@@ -18,6 +19,7 @@ class Demand:
     """One request that waits. It ends with a tenant, which is entered for it then, or with an error."""
 
     model_id: str
+    client: str
     tenant: Tenant | None = None
     error: ModeldError | None = None
     taken: bool = False  # by the thread that waited: the tenant is that one's to leave
@@ -40,11 +42,17 @@ class Demands:
         """What the request that waits longest wants."""
         return self._waiting[0].model_id if self._waiting else None
 
-    def add(self, model_id: str) -> Demand:
+    def add(self, model_id: str, share: Share) -> Demand:
         """Raises QueueFull."""
         if len(self._waiting) >= self._capacity:
             raise QueueFull(f"{self._capacity} requests wait for a switch already; try again", retry_after_s=1)
-        demand = Demand(model_id)
+        if share.max_queued and sum(demand.client == share.client for demand in self._waiting) >= share.max_queued:
+            raise QueueFull(
+                f"{share.max_queued} requests of this client wait for a switch already, which is its share of the queue "
+                f"(limits.max_queued); try again",
+                retry_after_s=1,
+            )
+        demand = Demand(model_id, share.client)
         self._waiting.append(demand)
         return demand
 

@@ -309,11 +309,11 @@ class Manager:
 
         Raises ModelNotFound.
         """
-        return self._admission(request.model_id, lambda runner: runner.submit(request))
+        return self._admission(request, lambda runner: runner.submit(request))
 
     def admit_embedding(self, request: EmbedRequest) -> Admission[Embedding]:
         """As admit."""
-        return self._admission(request.model_id, lambda runner: runner.embed(request))
+        return self._admission(request, lambda runner: runner.embed(request))
 
     def generate(self, request: GenerateRequest) -> Generation:
         generation = self.admit(request).wait()
@@ -332,11 +332,11 @@ class Manager:
         with self._entered() as runner:
             return runner.render_chat(messages, tools)
 
-    def _admission(self, model_id: str | None, submit: Callable[[Runner], T]) -> Admission[T]:
-        if model_id is not None:
-            self._registered(model_id, param="model")
-        otherwise = self._default_model or next(iter(self._registry), None)
-        return Admission(self._life, model_id, submit, waits=self._policy.auto_switch, otherwise=otherwise)
+    def _admission(self, request: GenerateRequest | EmbedRequest, submit: Callable[[Runner], T]) -> Admission[T]:
+        if request.model_id is not None:
+            self._registered(request.model_id, param="model")
+        waits, otherwise = self._policy.auto_switch, self._default_model or next(iter(self._registry), None)
+        return Admission(self._life, request.model_id, submit, request.share, waits=waits, otherwise=otherwise)
 
     @contextmanager
     def _entered(self) -> Iterator[Runner]:

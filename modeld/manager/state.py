@@ -31,7 +31,7 @@ from modeld.manager.ops import DEFAULTS, OpLog
 from modeld.manager.tenant import Tenant
 from modeld.manager.transitions import TRANSITIONS, InvalidTransition, Trigger
 from modeld.policy import OnBusy, Strategy, SwitchOptions
-from modeld.types import Load, ModelSpec, OpError, OpKind, OpReason, OpState, Phase, State, Status, Step, SwitchOp
+from modeld.types import Load, ModelSpec, OpError, OpKind, OpReason, OpState, Phase, Share, State, Status, Step, SwitchOp
 
 MAX_DEMANDS = 1024
 
@@ -186,7 +186,7 @@ class Lifecycle:
             if not tenant.n_entering:
                 self._wake()  # of one that the runner never counted (tokenizing, a refusal) nobody else tells the end
 
-    def demand(self, model_id: str | None, otherwise: str | None) -> Demand:
+    def demand(self, model_id: str | None, otherwise: str | None, share: Share) -> Demand:
         """Let a request in, or let it wait for the switch that it asks for. auto_switch only.
 
         `otherwise`: what a request gets that names no model while none answers and none is to come.
@@ -201,10 +201,10 @@ class Lifecycle:
                     raise
                 if not self.auto_switch:  # turned off since the request came: nobody would serve it
                     raise NoModel("auto_switch was turned off") from None
-                demand = self._demands.add(wanted)
+                demand = self._demands.add(wanted, share)
                 self._wake()
                 return demand
-            return Demand(tenant.spec.id, tenant)
+            return Demand(tenant.spec.id, share.client, tenant)
 
     def wait_demand(self, demand: Demand, timeout_s: float) -> Tenant | None:
         """The model once it answers, entered; None when the time is over. Raises why it will not come."""
