@@ -8,7 +8,7 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from modeld import __version__, keys, logs
@@ -21,6 +21,7 @@ from modeld.httpapi.limits import Limits
 from modeld.llm.libllama import LLAMA_COMMIT
 from modeld.reload import ConfigSource, ConfigWatch
 from modeld.threads import start_thread
+from modeld.types import ApiKey
 
 log = logging.getLogger("modeld")
 
@@ -105,6 +106,9 @@ def serve(source: ConfigSource, config: Config) -> int:
         gate.rules = rules_of(config)
         if config.keys:
             log.info("keys", extra={"names": ", ".join(key.name for key in config.keys)})
+        if nobody := sorted(name for name in config.limits.per_key if not _is_caller(name, config.keys)):
+            # No error: keys come and go in a file of their own.
+            log.warning("limits.per_key has names that no caller has: %s", ", ".join(nobody))
 
     def apply(config: Config) -> None:
         logs.set_level(config.server.log_level)
@@ -139,6 +143,11 @@ def serve(source: ConfigSource, config: Config) -> int:
         server.close(DRAIN_S)
     log.info("stopped")
     return EXIT_OK
+
+
+def _is_caller(name: str, keys: Sequence[ApiKey]) -> bool:
+    """Whether callers may have that name (Caller.name)."""
+    return name == "anonymous" or name.startswith("uid:") or name in {key.name for key in keys}
 
 
 def limits_of(server: ServerConfig) -> Limits:

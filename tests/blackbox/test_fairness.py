@@ -127,10 +127,12 @@ def test_streams_of_the_official_client_wait_too(half_second: Daemon) -> None:
             assert "".join(chunk.choices[0].text for chunk in stream if chunk.choices)
 
 
-def test_limits_change_with_a_reload(tmp_path: Path) -> None:
-    config = limited(tmp_path, "requests_per_minute: 1")
+def test_limits_change_with_a_reload_and_a_name_that_nobody_has_is_told(tmp_path: Path) -> None:
+    config = limited(tmp_path, "requests_per_minute: 1, per_key: {anonymous: {}, uid:7: {}, bacth: {}}")
     with Daemon(config) as daemon:
         daemon.wait_ready()
+        line = daemon.wait_line(lambda line: "limits.per_key" in line.get("msg", ""))
+        assert line["msg"] == "limits.per_key has names that no caller has: bacth"
         assert [ask(daemon, "127.0.0.1") for _ in range(2)] == [200, 429]
         config.write_text(config.read_text().replace("requests_per_minute: 1", "max_queued: 3"))
         assert daemon.request("POST", "/reload", {})[0] == 200

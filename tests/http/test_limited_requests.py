@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import time
 from collections.abc import Callable
@@ -13,9 +14,12 @@ from raw_client import DEADLINE_S, Answer, RawClient, data_frames
 
 from modeld.clientlimits import ClientLimits, LimitPolicy
 from modeld.errors import EngineFailed
+from modeld.httpapi.auth import Gate, Rules
+from modeld.httpapi.browser import BrowserRules
+from modeld.httpapi.caller import KeyRules
 from modeld.httpapi.quotas import Counts, Quotas
 from modeld.httpapi.router import ROUTES
-from modeld.types import Chunk, Failed, Finished, Share, Usage
+from modeld.types import ApiKey, Chunk, Failed, Finished, Share, Usage
 
 Connect = Callable[..., RawClient]
 
@@ -156,6 +160,24 @@ def test_two_addresses_are_two_clients(connect: Connect, limit: Limit, service: 
     assert [service.generation(i).request.share for i in range(2)] == [Share("127.0.0.1", 7), Share("127.0.0.2", 7)]
     connect("127.0.0.3").request("POST", "/v1/embeddings", {"input": "x"})
     assert service.embedding().request.share == Share("127.0.0.3", 7)
+
+
+def test_keys_are_clients_wherever_they_come_from_and_may_have_limits_of_their_own(
+    connect: Connect, gate: Gate, quotas: Quotas, service: FakeService
+) -> None:
+    keys = tuple(ApiKey(name, False, hashlib.sha256(f"key-of-{name}".encode()).digest()) for name in ("web", "batch"))
+    gate.rules = Rules(BrowserRules(allowed_hosts=("*",)), KeyRules(keys))
+    quotas.set_policy(
+        LimitPolicy(ClientLimits(requests_per_minute=1), {"batch": ClientLimits(requests_per_minute=3, max_queued=9)})
+    )
+
+    def ask(source: str, key: str) -> int:
+        return int(connect(source).request("POST", COMPLETIONS, PROMPT, f"Authorization: Bearer key-of-{key}").status)
+
+    assert [ask("127.0.0.1", "nobody") for _ in range(5)] == [401] * 5, "who is not let in takes nothing from anybody"
+    assert [ask("127.0.0.1", "web"), ask("127.0.0.2", "web")] == [200, 429]
+    assert [ask("127.0.0.1", "batch") for _ in range(4)] == [200, 200, 200, 429]
+    assert [service.generation(i).request.share for i in (0, 3)] == [Share("key:web"), Share("key:batch", 9)]
 
 
 # -- at once
