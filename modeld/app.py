@@ -100,7 +100,6 @@ def serve(source: ConfigSource, config: Config) -> int:
     )
 
     gate = Gate()
-    quotas = Quotas(config.limits)
 
     def let_in(config: Config) -> None:
         gate.rules = rules_of(config)
@@ -109,6 +108,8 @@ def serve(source: ConfigSource, config: Config) -> int:
         if nobody := sorted(name for name in config.limits.per_key if not _is_caller(name, config.keys)):
             # No error: keys come and go in a file of their own.
             log.warning("limits.per_key has names that no caller has: %s", ", ".join(nobody))
+
+    quotas = Quotas(config.limits)
 
     def apply(config: Config) -> None:
         logs.set_level(config.server.log_level)

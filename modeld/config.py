@@ -59,8 +59,8 @@ class Config:
     default_model: str | None  # loaded at start
     path: Path
     switching: SwitchPolicy = field(default_factory=SwitchPolicy)
-    keys: tuple[ApiKey, ...] = ()  # of the file, the variable and the credential
     limits: LimitPolicy = field(default_factory=LimitPolicy)
+    keys: tuple[ApiKey, ...] = ()  # of the file, the variable and the credential
 
 
 ENVIRONMENT: Mapping[str, str] = {
@@ -156,7 +156,7 @@ class _Walk:
                 lines.setdefault(spec.id, node.line)
                 models.append(spec)
         default = self.default_model(root.get("default_model"), models)
-        return Config(server, tuple(models), default, self.path, switching, limits=limits)
+        return Config(server, tuple(models), default, self.path, switching, limits)
 
     def limits(self, node: Node | None) -> LimitPolicy:
         """`per_key` has the same keys once more for each name; what it does not say is as for everybody."""

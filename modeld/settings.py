@@ -118,9 +118,6 @@ def _parse_tensor_split(node: Node) -> tuple[float, ...]:
     return tuple(shares)
 
 
-LIMITED_NAME = _pattern("1..128 characters of A-Z a-z 0-9 . _ : -", r"[A-Za-z0-9._:-]{1,128}")
-
-
 def _list(expected: str, max_items: int, parse_item: Callable[[Node], object]) -> Kind:
     """`parse_item` raises ValueError for what is no such item, which is named then."""
 
@@ -160,6 +157,7 @@ def _parse_origin(node: Node) -> str:
 _uid = _whole(0, (1 << 32) - 2)  # the last one is no user: -1 as uid_t
 
 _ID = _pattern("1..128 characters of A-Z a-z 0-9 . _ : -", r"[A-Za-z0-9._:-]{1,128}")
+LIMITED_NAME = _ID  # of a key, or uid:N
 POOLINGS = ("none", "mean", "cls", "last")
 _CACHE_TYPE = _choice("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
 

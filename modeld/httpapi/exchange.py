@@ -45,9 +45,9 @@ class Site:
 
     service: Service
     watch: ClientWatch
-    quotas: Quotas
     stopping: Callable[[], bool]  # the server closes: no response promises another one
     gate: Gate
+    quotas: Quotas
 
 
 class Exchange:

@@ -66,7 +66,7 @@ class HttpServer:
         self._accept_thread: threading.Thread | None = None
         self._listener = _Listener(self, host, port)
         self._watch = ClientWatch()
-        self._site = Site(service, self._watch, quotas or Quotas(LimitPolicy()), self._is_stopping, gate or Gate())
+        self._site = Site(service, self._watch, self._is_stopping, gate or Gate(), quotas or Quotas(LimitPolicy()))
 
     @property
     def address(self) -> tuple[str, int]:

@@ -269,7 +269,7 @@ def test_one_request_is_not_behind_a_hundred_of_another_client(monkeypatch: pyte
         end(self, sequence, last)
 
     monkeypatch.setattr(Engine, "_end", watched)
-    spec = ModelSpec(id="demo-stories", path=MODELS / "demo-stories.gguf", n_ctx=1024, n_parallel=4)
+    spec = ModelSpec(id="demo-stories", path=MODELS / "demo-stories.gguf", n_ctx=1024, n_parallel=4, n_threads=1)
     runner = EngineRunner(spec, LlamaRuntime, lambda step, pct: True, lambda error: None, queue_size=128)
 
     def asked(client: str, prompt: str) -> GenerateRequest:

@@ -14,7 +14,6 @@ import pytest
 from fake_service import FakeService
 from raw_client import Answer, RawClient
 
-from modeld.clientlimits import LimitPolicy
 from modeld.httpapi.auth import Gate, Rules
 from modeld.httpapi.browser import BrowserRules
 from modeld.httpapi.caller import Access, KeyRules
@@ -344,12 +343,12 @@ class _Always:
 
 
 @pytest.fixture
-def over_unix(service: FakeService, gate: Gate) -> Iterator[RawClient]:
+def over_unix(service: FakeService, gate: Gate, quotas: Quotas) -> Iterator[RawClient]:
     """A client at the other end of a Unix socket: its uid is ours."""
     ours, theirs = socket.socketpair(socket.AF_UNIX)
     watch = ClientWatch()
     watch.start()
-    site = Site(service, watch, Quotas(LimitPolicy()), lambda: False, gate)
+    site = Site(service, watch, lambda: False, gate, quotas)
     thread = threading.Thread(target=serve, args=(Connection(ours, Limits(linger_s=0.1)), site, _Always()))
     thread.start()
     client = RawClient.__new__(RawClient)
