@@ -71,6 +71,17 @@ def test_it_opens_its_own_library_and_leaves_nothing_behind(lonely: Path) -> Non
     assert list(temporary.iterdir()) == []
 
 
+def test_it_describes_its_routes(lonely: Path) -> None:
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from modeld.httpapi.description import document\n"
+        "print(len(document('1')['paths']))\n"
+    )
+    done = run(sys.executable, "-I", "-S", "-c", program, lonely, cwd=lonely.parent)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 20
+
+
 TRY_A_MODEL = (
     "import sys; sys.path.insert(0, sys.argv[1])\n"
     "from pathlib import Path\n"
@@ -116,6 +127,7 @@ def test_it_holds_the_package_yaml_the_library_and_their_licences() -> None:
     assert {
         "__main__.py",
         "modeld/app.py",
+        "modeld/httpapi/openapi.json",
         "modeld/llm/__init__.py",
         "yaml/__init__.py",
         "libllama.so",
@@ -151,7 +163,7 @@ def test_the_wheel_holds_the_library_and_the_command(tmp_path: Path) -> None:
     assert wheel.name.startswith(f"modeld-{__version__}-py3-none-linux_")
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-        assert {"modeld/app.py", "modeld/libllama.so", "modeld/libllama.stamp.json"} <= names
+        assert {"modeld/app.py", "modeld/httpapi/openapi.json", "modeld/libllama.so", "modeld/libllama.stamp.json"} <= names
         entry = archive.read(f"modeld-{__version__}.dist-info/entry_points.txt").decode()
         archive.extractall(tmp_path / "site")
     assert "modeld = modeld.app:main" in entry

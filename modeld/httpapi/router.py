@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from modeld.errors import InvalidRequest, MethodNotAllowed, NotFound
-from modeld.httpapi import control, embeddings, openai, ops
+from modeld.httpapi import control, description, embeddings, openai, ops
 from modeld.httpapi.caller import Access
 from modeld.httpapi.message import Request, Response, StreamResponse
 from modeld.httpapi.quotas import Counts
@@ -38,6 +38,8 @@ ROUTES: tuple[Route, ...] = (
     Route("DELETE", "/quarantine/{model_id}", ops.delete_quarantine, Access.ADMIN),
     Route("GET", "/status", control.get_status),
     Route("GET", "/events", control.get_events),
+    # Not open: it tells the version, which no probe does, and who has no key has no use for it.
+    Route("GET", "/openapi.json", description.get_openapi),
     Route("GET", "/livez", control.get_livez, Access.OPEN),
     Route("GET", "/readyz", control.get_readyz, Access.OPEN),
     Route("GET", "/healthz", control.get_readyz, Access.OPEN),

@@ -164,7 +164,7 @@ class FakeService:
         self.ended: SwitchOp | None = None  # what wait_op waits for
         self.switched = threading.Event()  # requests wait for it where it is not set
         self.switched.set()
-        self.raises: Exception | None = None  # what generate, tokenize and status raise
+        self.raises: Exception | None = None  # what every method raises but models, loaded and ops
         self._cond = threading.Condition()
         self.generations: list[FakeGeneration] = []
         self.embeddings: list[FakeEmbedding] = []
@@ -241,6 +241,8 @@ class FakeService:
         self._ask("look_again")
 
     def lift_quarantine(self, model_id: str) -> None:
+        if self.raises:
+            raise self.raises
         if model_id != "other":
             raise NotFound(f"no model {model_id!r} is in quarantine")
 
@@ -263,11 +265,15 @@ class FakeService:
             return [call for call in self.calls if call[0] == name][-1]
 
     def op(self, op_id: str) -> SwitchOp:
+        if self.raises:
+            raise self.raises
         if op_id != OP.op_id:
             raise NotFound(f"no op has the id {op_id!r}")
         return OP
 
     def subscribe(self, last_event_id: str | None) -> Subscription:
+        if self.raises:
+            raise self.raises
         subscription = self.hub.subscribe(last_event_id, self.status_now)
         with self._cond:
             self.subscriptions.append(subscription)
@@ -323,7 +329,11 @@ class FakeService:
         return [1] * add_special + [2] * (not parse_special) + list(text.encode())
 
     def detokenize(self, tokens: Sequence[int]) -> bytes:
+        if self.raises:
+            raise self.raises
         return bytes(tokens)
 
     def render_chat(self, messages: Sequence[ChatMessage], tools: Sequence[Tool] = ()) -> str:
+        if self.raises:
+            raise self.raises
         return "".join([f"[{tool.name}]" for tool in tools] + [f"<{m.role}>{m.content}" for m in messages])
