@@ -34,10 +34,10 @@ class SwitchRequest:
 
 def post_switch(request: Request, service: Service) -> Response:
     asked = parse_switch(request.body, service.default_options())
-    wait_s = _wait_s(request)
+    wait_s, if_match = _wait_s(request), _if_match(request)
     if asked.dry_run:
         return json_response(200, schema.plan_json(service.plan(asked.model_id, asked.options)))
-    op, joined = service.switch(asked.model_id, asked.options, if_match=_if_match(request))
+    op, joined = service.switch(asked.model_id, asked.options, if_match=if_match)
     return _accepted(request, service, op, wait_s, joined=joined)
 
 

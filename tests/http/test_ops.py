@@ -100,6 +100,7 @@ def test_if_match_takes_the_generation_of_status(client: RawClient, service: Fak
 def test_an_if_match_that_is_no_generation(client: RawClient, given: str):
     answer = client.request("POST", "/switch", {"model_id": "other"}, f"If-Match: {given}")
     assert (answer.status, answer.json["error"]["param"]) == (400, "If-Match")
+    assert client.request("POST", "/switch", {"model_id": "other", "dry_run": True}, f"If-Match: {given}").status == 400
 
 
 @pytest.mark.parametrize(
