@@ -181,4 +181,6 @@ WORDS = (
     *(f"{key.name}: ".encode() for key in (*SERVER_KEYS, *SWITCHING_KEYS, *LIMIT_KEYS, *MODEL_KEYS)),
 )
 
-TARGET = Target(modules=("modeld.yamltree", "modeld.config"), check=check, seeds=seeds, words=WORDS, max_bytes=4096)
+TARGET = Target(
+    modules=("modeld.yamltree", "modeld.config", "modeld.settings"), check=check, seeds=seeds, words=WORDS, max_bytes=4096
+)

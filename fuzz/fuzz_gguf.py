@@ -121,6 +121,12 @@ def tiny() -> File:
     return File(keys, [zeros("token_embd.weight", (8, 4), F32), zeros("output_norm.weight", (8,), F32)])
 
 
+def of(arch: str, model: File) -> File:
+    """The same numbers under the names of another architecture."""
+    renamed = [(name.replace("llama.", f"{arch}."), value) for name, value in model.keys]
+    return File(renamed, list(model.tensors)).set("general.architecture", string(arch))
+
+
 def seeds() -> Iterator[bytes]:
     plain = tiny()
     yield plain.bytes()
@@ -139,9 +145,21 @@ def seeds() -> Iterator[bytes]:
     yield plain.copy().change("output_norm.weight", lambda tensor: replace(tensor, name="output_norm.weight\0x")).bytes()
     yield b"".join(file.bytes() for file in shards(plain, 2))
     yield plain.copy().set("split.count", u16(2)).set("split.no", u16(0)).set("split.tensors.count", i32(2)).bytes()
+    twice = shards(plain, 2)
+    twice[1].tensors = list(twice[0].tensors)
+    yield b"".join(file.bytes() for file in twice)
     for arch in ("mamba", "qwen3next", "gemma3", "bert", "jamba", "rwkv6", "gpt-oss"):
-        renamed = [(name.replace("llama.", f"{arch}."), value) for name, value in plain.keys]
-        yield File(renamed, plain.tensors).set("general.architecture", string(arch)).bytes()
+        yield of(arch, plain).bytes()
+    learned = of("gpt2", plain).set("gpt2.context_length", u32(4))
+    learned.tensors = [*plain.tensors, zeros("position_embd.weight", (8, 4), F32)]
+    yield learned.bytes()
+    for n_sections in ([0, 0, 0, 0], [2, 1, 1, 0]):
+        yield of("qwen2vl", plain).set("qwen2vl.rope.dimension_sections", numbers(5, n_sections)).bytes()
+    sliding = of("gemma3", plain).set("gemma3.attention.sliding_window", u32(4))
+    for pattern in ([True], [False], [True] * 513):
+        yield sliding.copy().set("gemma3.attention.sliding_window_pattern", numbers(7, pattern)).bytes()
+    yield of("qwen3next", plain).set("qwen3next.attention.recurrent_layers", numbers(7, [True])).bytes()
+    yield of("hunyuan_vl", plain).set("hunyuan_vl.expert_count", u32(1)).bytes()
     yield plain.bytes()[:-40]
     yield b"GGUF" + bytes(20)
 

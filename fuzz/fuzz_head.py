@@ -26,9 +26,11 @@ from modeld.httpapi.body import read_body
 from modeld.httpapi.connection import Connection, Disconnected
 from modeld.httpapi.head import RequestHead, parse_head
 from modeld.httpapi.limits import Limits
+from tests.http.smuggling import VECTORS
 
 MAX_PIECES = 60  # packets that wait in a socket pair
 MAX_REQUESTS = 8
+MAX_BYTES = 9000
 LIMITS = Limits(head_bytes=8400, body_bytes=4096)  # in one packet; a head may have a line that is too long
 
 # What the docstrings of read_head, parse_head and read_body allow.
@@ -143,7 +145,7 @@ def _check_head(head: RequestHead) -> None:
         assert name == name.lower()
         assert not set(name + value) & set("\r\n\0"), (name, value)
         assert value == value.strip(" \t")
-    assert (head.path == "*") or head.path.startswith("/")
+    assert head.path.startswith("/") or (head.method, head.path) in (("OPTIONS", "*"), ("CONNECT", "")), head.path
     lines = [f"{head.method} {head.target} HTTP/1.{head.minor}", *(f"{name}: {value}" for name, value in head.fields)]
     again = parse_head("\r\n".join([*lines, "", ""]).encode("latin-1"), LIMITS.head_fields)
     assert again == head, f"written and read again: {again}, was {head}"
@@ -173,6 +175,7 @@ def seeds() -> Iterator[bytes]:
     yield head("GET /a%20b?x=1&y HTTP/1.1", "Host: [::1]:8080", "X-A:  two words \t", "X-A: \xe9")
     yield head("GET / HTTP/1.0", "Connection: keep-alive") + head("GET / HTTP/1.0")
     yield head("OPTIONS * HTTP/1.1", "Host: h", "Origin: http://h", "Authorization: Bearer x")
+    yield head("CONNECT h:443 HTTP/1.1", "Host: h") + b"\x16\x03\x01"
     yield head("GET http://other:99/x?y HTTP/1.1", "Host: h", "Connection: close, upgrade")
     yield head(post, "Host: h", "Content-Length: 5", "Content-Type: application/json", "Expect: 100-continue") + b"hello"
     chunked = head(post, "Host: h", "Transfer-Encoding: chunked")
@@ -195,12 +198,15 @@ def seeds() -> Iterator[bytes]:
     yield b"GET / HTTP/1.1\nHost: h\n\n"
     yield b"\r\n" + head(get, "Host: h", "X : 1")
     yield b"\x16\x03\x01\x02\x00\x01"
+    yield from (vector.raw.encode("latin-1") for vector in VECTORS if len(vector.raw) <= MAX_BYTES)
 
 
 WORDS = tuple(
-    b"\r\n|\r\n\r\n|GET |POST |OPTIONS * |HTTP/1.1|HTTP/1.0|Host: |Content-Length: |Transfer-Encoding: chunked|Connection: |"
-    b"close|keep-alive|Expect: 100-continue|Content-Type: |Authorization: |Origin: |http://|https://|0\r\n\r\n|1\r\n|"
+    b"\r\n|\r\n\r\n|GET |POST |OPTIONS * |CONNECT h:1 |HTTP/1.1|HTTP/1.0|Host: |Content-Length: |Transfer-Encoding: chunked|"
+    b"Connection: |close|keep-alive|Expect: 100-continue|Content-Type: |Authorization: |Origin: |http://|https://|0\r\n\r\n|1\r\n|"
     b"%20|[::1]|;|,|: ".split(b"|")
 )
 
-TARGET = Target(modules=("modeld.httpapi.head", "modeld.httpapi.body"), check=check, seeds=seeds, words=WORDS, max_bytes=9000)
+TARGET = Target(
+    modules=("modeld.httpapi.head", "modeld.httpapi.body"), check=check, seeds=seeds, words=WORDS, max_bytes=MAX_BYTES
+)

@@ -128,6 +128,8 @@ def seeds() -> Iterator[bytes]:
     yield body("c", {"prompt": ["a", [1]], "grammar": "root ::= x", "stop": "a", "stream_options": {"include_usage": True}})
     yield body("c", {"prompt": "x", "temperature": 0.5, "top_p": 1, "top_k": -1, "min_p": 0, "repeat_penalty": 1.1, "user": None})
     yield body("m", {"messages": [user], "response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {}}}})
+    yield body("c", {"prompt": "x", "n_predict": 1, "max_tokens": 2})
+    yield body("c", {"prompt": "x", "n_predict": 1, "max_completion_tokens": 1, "json_schema": {}, "grammar": ""})
     for wrong in ({"stop": [1]}, {"n": 1.5}, {"seed": "x"}, {"stream": 1}, {"top_p": True}, {"model": 1}):
         yield body("c", {"prompt": "x", **wrong})
     yield body("m", {"messages": [user], "response_format": {"type": "json_object"}, "logprobs": True, "top_logprobs": 5})
