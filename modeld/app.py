@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from modeld import __version__, keys, logs
 from modeld.config import Config, ServerConfig
@@ -23,6 +24,10 @@ from modeld.reload import ConfigSource, ConfigWatch
 from modeld.threads import start_thread
 from modeld.types import ApiKey
 
+if TYPE_CHECKING:
+    from modeld.httpapi.server import HttpServer
+    from modeld.manager.manager import Manager
+
 log = logging.getLogger("modeld")
 
 EXIT_OK = 0
@@ -30,8 +35,6 @@ EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_CONFIG = 78  # sysexits.h, EX_CONFIG
 EXIT_INTERRUPTED = 130  # as the shell says it of SIGINT
-
-DRAIN_S = 5.0  # what responses have to get their last bytes out at the end
 
 # The engine thread must win the interpreter lock back after each decode: with one busy Python thread beside it that takes
 # 6 ms at the default interval of 5 ms, 0.5 ms at 0.2 ms (facts/llama.md, "Threads and the interpreter lock").
@@ -136,12 +139,13 @@ def serve(source: ConfigSource, config: Config) -> int:
         manager.start()  # after the server: /livez answers while the first model loads
         if config.switching.watch_config:
             watch.start()
-        log.info("stopping", extra={"signal": signals.wait(reloader.follow)})
+        stop(manager, server, signals.wait(reloader.follow), config.server.stop_timeout_s)
     finally:
         watch.close()
-        # Streams get their error frame from the manager; then the server lets the last bytes out.
+        # What still runs gets its error frame from the manager; then the server lets the last bytes out: a client that reads
+        # has the time that every write has.
         manager.close()
-        server.close(DRAIN_S)
+        server.close(config.server.send_timeout_s + config.server.linger_s)
     log.info("stopped")
     return EXIT_OK
 
@@ -149,6 +153,18 @@ def serve(source: ConfigSource, config: Config) -> int:
 def _is_caller(name: str, keys: Sequence[ApiKey]) -> bool:
     """Whether callers may have that name (Caller.name)."""
     return name == "anonymous" or name.startswith("uid:") or name in {key.name for key in keys}
+
+
+def stop(manager: Manager, server: HttpServer, reason: str, timeout_s: float) -> None:
+    """Let nothing new in, and wait for what runs.
+
+    The listener stays open meanwhile: whoever shares out requests sees /readyz at 503 and sends them elsewhere.
+    """
+    log.info("stopping", extra={"signal": reason, "n_open": manager.n_open()})
+    server.begin_stop()
+    manager.begin_stop(reason, timeout_s)
+    if not manager.drain(timeout_s):
+        log.warning("%d requests did not end within %g s (server.stop_timeout_s) and are cut", manager.n_open(), timeout_s)
 
 
 def limits_of(server: ServerConfig) -> Limits:

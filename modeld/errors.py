@@ -227,7 +227,12 @@ class ModelQuarantined(Unavailable):
 
 
 class ShuttingDown(Unavailable):
+    """The daemon stops: nothing is let in any more, or its time to end is over."""
+
     code = "shutting_down"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, retry_after_s=5)  # by which whoever restarts it has mostly done so
 
 
 class TooManyConnections(Unavailable):

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from modeld.config import ServerConfig
+from modeld.manager.manager import CLOSE_TIMEOUT_S
+
 ROOT = Path(__file__).resolve().parent.parent
 UNIT = ROOT / "deploy" / "modeld.service"
 
@@ -79,6 +82,12 @@ def test_it_restarts_what_restarting_can_mend(service: configparser.SectionProxy
     assert service["ExecReload"] == "kill -HUP $MAINPID"
     assert service["LimitMEMLOCK"] == "infinity"
     assert service["User"] == "modeld"
+
+
+def test_a_stop_has_the_time_that_it_may_take(service: configparser.SectionProxy) -> None:
+    server = ServerConfig()
+    takes_s = server.stop_timeout_s + CLOSE_TIMEOUT_S + server.send_timeout_s + server.linger_s
+    assert int(service["TimeoutStopSec"]) >= takes_s + 10
 
 
 def test_what_it_remembers_is_its_own(service: configparser.SectionProxy) -> None:

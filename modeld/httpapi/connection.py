@@ -30,10 +30,15 @@ class EndOfInput(Disconnected):
     """The client sends no more, in the middle of a request; it may still be reading the answers to those before."""
 
 
+class _ServerCloses(Disconnected):
+    """No further request is waited for."""
+
+
 class Connection:
     """One accepted TCP connection. Only `hang_up` and `try_send` may be called by another thread."""
 
-    def __init__(self, sock: socket.socket, limits: Limits) -> None:
+    def __init__(self, sock: socket.socket, limits: Limits, closing: int | None = None) -> None:
+        """`closing` is a descriptor that becomes readable when no further request is to be waited for; None: that never comes."""
         self.sock = sock
         self.limits = limits
         self.client_address = _client_address(sock)
@@ -43,6 +48,11 @@ class Connection:
         self._buffer = bytearray()  # received and not yet consumed; may hold the start of a pipelined request
         self._readable = select.poll()
         self._readable.register(sock, select.POLLIN)
+        self._closing = closing
+        self._readable_or_closing = select.poll()
+        self._readable_or_closing.register(sock, select.POLLIN)
+        if closing is not None:
+            self._readable_or_closing.register(closing, select.POLLIN)
         self._writable = select.poll()
         self._writable.register(sock, select.POLLOUT)
         sock.setblocking(False)
@@ -57,7 +67,7 @@ class Connection:
     # -- reading
 
     def read_head(self, first: bool) -> bytes | None:
-        """The next request head with its blank line; None where the client has no further request.
+        """The next request head with its blank line; None where the client has no further request, or the server closes.
 
         Raises RequestTimeout, InvalidRequest, HeadersTooLarge; EndOfInput, Disconnected in the middle of a head.
         """
@@ -71,7 +81,7 @@ class Connection:
                 if self._buffer == b"\r\n":
                     self._buffer.clear()
                     skipped_blank = True
-                self._fill(deadline)
+                self._fill_for_head(deadline)
         except (RequestTimeout, Disconnected):
             return None
         if not skipped_blank and self._buffer.startswith(b"\r\n"):
@@ -87,7 +97,9 @@ class Connection:
                 return head
             checked = len(self._buffer)
             try:
-                self._fill(deadline)
+                self._fill_for_head(deadline)
+            except _ServerCloses:
+                return None
             except RequestTimeout:
                 raise RequestTimeout(f"the request head did not arrive within {limits.head_s:g} s") from None
 
@@ -130,25 +142,35 @@ class Connection:
 
     def _fill(self, deadline: float) -> None:
         """Append what the socket has, waiting for it until the deadline."""
-        while True:
-            try:
-                data = self.sock.recv(_PIECE)
-            except BlockingIOError:
-                self._wait(self._readable, deadline)
-                continue
-            except OSError as error:
-                raise Disconnected(str(error)) from error
-            if not data:
-                raise EndOfInput("the client closed its side")
-            self._buffer += data
-            return
+        while not self._has_filled():
+            self._wait(self._readable, deadline)
+
+    def _fill_for_head(self, deadline: float) -> None:
+        """As _fill; raises _ServerCloses as soon as nothing has come and the server closes."""
+        while not self._has_filled():
+            ready = self._wait(self._readable_or_closing, deadline)
+            if all(fd == self._closing for fd, _ in ready):
+                raise _ServerCloses
+
+    def _has_filled(self) -> bool:
+        try:
+            data = self.sock.recv(_PIECE)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            raise Disconnected(str(error)) from error
+        if not data:
+            raise EndOfInput("the client closed its side")
+        self._buffer += data
+        return True
 
     @staticmethod
-    def _wait(poll: select.poll, deadline: float) -> None:
+    def _wait(poll: select.poll, deadline: float) -> list[tuple[int, int]]:
         remaining_s = deadline - time.monotonic()
         # Rounded up: a poll of 0 ms for the last fraction would spin.
-        if remaining_s <= 0 or not poll.poll(int(remaining_s * 1000) + 1):
+        if remaining_s <= 0 or not (ready := poll.poll(int(remaining_s * 1000) + 1)):
             raise RequestTimeout("the client did not go on within its time")
+        return ready
 
     # -- writing
 
@@ -219,7 +241,11 @@ class Connection:
         self.sock.close()
 
     def hang_up(self) -> None:
-        """Wake the connection's thread out of whatever it waits for. Any thread; the owner still closes."""
+        """Wake the connection's thread out of whatever it waits for. Any thread; the owner still closes.
+
+        What the client sends after this is answered by a reset, which may overtake the last response: only for one that had
+        its time.
+        """
         with contextlib.suppress(OSError):
             self.sock.shutdown(socket.SHUT_RDWR)
 

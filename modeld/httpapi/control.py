@@ -14,6 +14,7 @@ from modeld.types import State, Status
 
 _LOADING_RETRY_S = 1
 _ERROR_RETRY_S = 10  # somebody has to switch first
+_RESTART_RETRY_S = 5
 
 
 def get_models(_: Request, service: Service) -> Response:
@@ -33,11 +34,12 @@ def get_livez(_: Request, __: Service) -> Response:
 
 def get_readyz(_: Request, service: Service) -> Response:
     status = service.status()
-    body = {"state": status.state.value, "current_model": status.current_model}
+    body: schema.Json = {"state": status.state.value, "current_model": status.current_model}
+    if status.stopping:
+        body["stopping"] = True
     if _answers(status):
         return json_response(200, body)
-    retry_s = _LOADING_RETRY_S if status.state is State.LOADING else _ERROR_RETRY_S
-    return json_response(503, body, {"Retry-After": str(retry_s)})
+    return json_response(503, body, {"Retry-After": str(_retry_s(status))})
 
 
 def get_health(request: Request, service: Service) -> Response:
@@ -46,18 +48,24 @@ def get_health(request: Request, service: Service) -> Response:
     if _answers(status):
         return json_response(200, {"status": "ok"})
     message = "Loading model"
-    retry_s = _LOADING_RETRY_S
-    if status.state is State.ERROR:
+    if status.stopping:
+        message = "The server is stopping"
+    elif status.state is State.ERROR:
         may_know = Access.USE in request.caller.may
         message = status.error.message if status.error and may_know else "No model is loaded"
-        retry_s = _ERROR_RETRY_S
     error = {"code": 503, "message": message, "type": "unavailable_error"}
-    return json_response(503, {"error": error}, {"Retry-After": str(retry_s)})
+    return json_response(503, {"error": error}, {"Retry-After": str(_retry_s(status))})
+
+
+def _retry_s(status: Status) -> int:
+    if status.stopping:
+        return _RESTART_RETRY_S
+    return _LOADING_RETRY_S if status.state is State.LOADING else _ERROR_RETRY_S
 
 
 def _answers(status: Status) -> bool:
     """A model does; or, with auto_switch, the next request brings one."""
-    return status.state is State.READY and (status.current_model is not None or status.auto_switch)
+    return not status.stopping and status.state is State.READY and (status.current_model is not None or status.auto_switch)
 
 
 # -- events

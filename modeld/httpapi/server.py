@@ -59,12 +59,14 @@ class HttpServer:
         # Guards all below. Notified when a connection ends.
         self._connections: dict[Connection, bool] = {}  # -> whether a request is being answered
         self._ended: list[threading.Thread] = []  # past their last act; joined by close
+        self._leaving = False  # no response promises another one
         self._stopping = False
         self._slots = threading.BoundedSemaphore(self._limits.connections)
         self._refusals = threading.BoundedSemaphore(self._limits.refusals)
         self._numbers = itertools.count(1)
         self._accept_thread: threading.Thread | None = None
         self._listener = _Listener(self, host, port)
+        self._closing = os.eventfd(0, os.EFD_CLOEXEC)  # readable once no connection is to wait for another request
         self._watch = ClientWatch()
         self._site = Site(service, self._watch, self._is_stopping, gate or Gate(), quotas or Quotas(LimitPolicy()))
 
@@ -83,6 +85,11 @@ class HttpServer:
         # The shutdown of the listening socket ends the wait, so the loop has nothing to look for by itself.
         self._accept_thread = start_thread("modeld-accept", lambda: self._listener.serve_forever(poll_interval=3600))
 
+    def begin_stop(self) -> None:
+        """Answer on, but end each connection with the next response. Idempotent."""
+        with self._cond:
+            self._leaving = True
+
     def stop_accepting(self) -> None:
         """Refuse new connections and end the idle ones; running requests go on. Idempotent."""
         with self._cond:
@@ -96,10 +103,7 @@ class HttpServer:
             self._listener.shutdown()
             self._accept_thread.join()
         self._listener.server_close()
-        with self._cond:  # none is added any more, and none becomes busy
-            idle = [connection for connection, busy in self._connections.items() if not busy]
-        for connection in idle:
-            connection.hang_up()
+        os.eventfd_write(self._closing, 1)  # none is added any more, and none becomes busy
 
     def close(self, deadline_s: float) -> None:
         """Stop accepting, let running responses end until the deadline, then cut them; join every thread. Idempotent.
@@ -122,6 +126,9 @@ class HttpServer:
         for thread in ended:
             thread.join()
         self._watch.close()
+        if self._closing >= 0:
+            os.close(self._closing)
+            self._closing = -1
 
     # -- accept thread
 
@@ -136,7 +143,7 @@ class HttpServer:
 
     def _start_connection(self, sock: socket.socket, slots: threading.BoundedSemaphore, *, refuse: bool) -> None:
         try:
-            connection = Connection(sock, self._limits)
+            connection = Connection(sock, self._limits, self._closing)
         except OSError:  # reset before we got to it
             sock.close()
             slots.release()
@@ -177,7 +184,7 @@ class HttpServer:
 
     def _is_stopping(self) -> bool:
         with self._cond:
-            return self._stopping
+            return self._stopping or self._leaving
 
     def _set_busy(self, connection: Connection, busy: bool) -> bool:
         """Whether the connection may go on; not once the server is stopping."""

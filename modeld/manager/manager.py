@@ -125,6 +125,34 @@ class Manager:
         """Start the switch thread; the load at start is its first op. Once."""
         self._thread = start_thread("modeld-switch", self._run, stack_bytes=BIG_STACK_BYTES)
 
+    def begin_stop(self, reason: str, timeout_s: float) -> None:
+        """Let nothing in any more: no request, no op; those that run or wait are cancelled, and requests that wait for a
+        switch are refused. Requests that a model has go on, `timeout_s` long as far as the event `shutdown` tells it; that one
+        comes before any end that this brings. `reason` is for who reads it. Idempotent.
+        """
+
+        def tell() -> None:
+            self._publish("shutdown", None, reason=reason, deadline_s=timeout_s)
+            self._life.end_ops()
+
+        self._life.begin_stop(tell)
+
+    def drain(self, timeout_s: float) -> bool:
+        """After begin_stop: wait until the last request has ended; False: it is `timeout_s` later first."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            seen = self._life.ticks()
+            # An op may hold a model back that nobody else can see (its own drain); it is told to end, and gives that back.
+            if self._life.is_at_rest() and not self.n_open():
+                return True
+            if not self._life.pause(seen, deadline):
+                return False
+
+    def n_open(self) -> int:
+        """Requests that a model has, or that are on the way into it."""
+        tenants = (self._life.tenant(), self._life.retiring())
+        return sum(self._leaving.n_open(tenant) for tenant in tenants if tenant is not None)
+
     def close(self) -> None:
         """Cancel the op that runs and the ops that wait, end all requests, free the model, end the events.
 
@@ -385,8 +413,8 @@ class Manager:
     def _run(self) -> None:
         try:
             while True:
-                seen = self._life.ticks()  # before all looks, at `stopping` too: what comes after one ends the pause
-                if self._life.stopping:
+                seen = self._life.ticks()  # before all looks, at `closing` too: what comes after one ends the pause
+                if self._life.closing:
                     break
                 self._chores()
                 if (task := self._life.next_task()) is not None:
@@ -404,16 +432,16 @@ class Manager:
 
     def _chores(self) -> None:
         """What cannot wait for the end of the op that runs: messages, and the end of ops that waited."""
-        for op in self._life.take_unannounced():
-            assert op.error is not None
-            self._publish("model_error", op, code=op.error.code, message=op.error.message)
-            self._record(op)
         for message in self._life.take_messages():
             try:
                 message()
             except Exception:
                 log.exception("a fault while taking a message")
-        if self._life.is_at_rest() and not self._life.stopping:
+        for op in self._life.take_unannounced():
+            assert op.error is not None
+            self._publish("model_error", op, code=op.error.code, message=op.error.message)
+            self._record(op)
+        if self._life.is_at_rest() and not self._life.closing:
             self._leaving.retire()
             self._leaving.free()
             self._upkeep.act(self._policy)
@@ -431,7 +459,8 @@ class Manager:
             op = self._life.failed(OpState.CANCELLED, error)
             self._publish("model_error", op, code=error.code, message=error.message)
             self._record(op)
-        self._life.forget_cancelled()
+        self._chores()  # a stop that was begun is told of first
+        self._life.end_ops()
         self._chores()
         self._life.stopped(OpError(reason.code, reason.message))
         self._chores()  # the messages that came meanwhile

@@ -89,7 +89,8 @@ class Lifecycle:
         self._demands = Demands(MAX_DEMANDS)
         self._generation = 0
         self._deaths = Deaths()
-        self._stopping = False
+        self._stopping = False  # nothing is let in any more; what runs may end
+        self._closing = False  # what runs is cut
         self._is_stopped = False  # the switch thread has taken its last messages
         self._ticks = 0  # counts what the switch thread may have to look at
 
@@ -258,6 +259,7 @@ class Lifecycle:
                 auto_switch=self.auto_switch,
                 retiring_model=self._retiring.spec.id if self._retiring is not None else None,
                 waiting=len(self._demands),
+                stopping=self._stopping,
             )
 
     # -- any thread: messages to the switch thread
@@ -288,12 +290,21 @@ class Lifecycle:
         with self._cond:
             self._wake()
 
-    def stop(self) -> None:
-        """No op and no request is accepted from now on. Idempotent."""
+    def begin_stop(self, tell: Callable[[], None]) -> None:
+        """No op and no request is let in from now on; the requests that run go on, those that wait for a switch are refused.
+
+        `tell` is the switch thread's, before any op ends because of this: that is what its `end_ops` is for. Idempotent.
+        """
         with self._cond:
-            self._stopping = True
-            self._demands.refuse(None, ShuttingDown("the daemon is stopping"))
-            self._wake()
+            if not self._stopping:
+                self._refuse_all()
+                self._messages.append(tell)
+
+    def stop(self) -> None:
+        """As begin_stop; and what runs is to end now. Idempotent."""
+        with self._cond:
+            self._closing = True
+            self._refuse_all()
 
     def set_auto_switch(self, auto_switch: bool) -> None:
         """From the configuration. Switch thread. Without a model, and without a fault, it decides the state."""
@@ -311,8 +322,15 @@ class Lifecycle:
 
     @property
     def stopping(self) -> bool:
+        """Whether nothing is let in any more."""
         with self._cond:
             return self._stopping
+
+    @property
+    def closing(self) -> bool:
+        """Whether what runs is to end now."""
+        with self._cond:
+            return self._closing
 
     # -- the switch thread: waiting
 
@@ -456,7 +474,7 @@ class Lifecycle:
         Raises EngineFailed, OpCancelled (the daemon stops); then nothing has changed.
         """
         with self._cond:
-            if self._stopping:
+            if self._closing:
                 raise OpCancelled("the daemon is stopping")
             self._require_alive(tenant)
             self._fire(Trigger.RESTORED)
@@ -487,11 +505,17 @@ class Lifecycle:
                 self._error = error
             return self._end(state, error)
 
-    def forget_cancelled(self) -> None:
-        """The daemon stops: end every op that waits. Their events are the caller's (take_unannounced)."""
+    def end_ops(self) -> None:
+        """The daemon stops: end every op that waits, and have the one that runs end. Their events are the caller's
+        (take_unannounced)."""
+        why = OpCancelled("the daemon is stopping")
         with self._cond:
             for op in list(self._ops):
-                self._cancel_queued(op.op_id, OpCancelled("the daemon is stopping"))
+                self._cancel_queued(op.op_id, why)
+            if self._ops.running is not None:
+                self._told, self._told_by = why, None
+                self._ops.cancelling()
+                self._wake()
 
     def stopped(self, error: OpError) -> None:
         """No model answers any more, and no message is taken after those that are there. Idempotent."""
@@ -550,6 +574,11 @@ class Lifecycle:
         self._ticks += 1
         self._cond.notify_all()
 
+    def _refuse_all(self) -> None:
+        self._stopping = True
+        self._demands.refuse(None, ShuttingDown("the daemon is stopping"))
+        self._wake()
+
     def _enter(self, model_id: str | None) -> Tenant:
         if self._stopping:
             raise ShuttingDown("the daemon is stopping")
@@ -586,7 +615,7 @@ class Lifecycle:
             raise EngineFailed(f"the engine of {tenant.spec.id!r} died as soon as it was loaded: {tenant.death}")
 
     def _ending(self) -> OpCancelled | None:
-        if self._stopping:
+        if self._closing:
             return OpCancelled("the daemon is stopping")
         return self._told
 

@@ -310,7 +310,7 @@ class Switcher:
         if self._life.tenant() is not None:
             return self._life.failed(state, failure)  # nothing was taken away
         held = self._held
-        if held is not None and held.death is None and not self._life.stopping:
+        if held is not None and held.death is None and not self._life.closing:
             try:
                 return self._life.restored(held, state, failure, was_loaded=False)  # it was drained, and goes on
             except ModeldError as error:

@@ -18,11 +18,15 @@ class Upkeep:
 
     def act(self, policy: SwitchPolicy) -> None:
         """Queue the op that is due, if one is."""
+        if self._life.stopping:
+            return
         self._unload_idle(policy)
         self._follow_demand(policy)
 
     def act_at(self, policy: SwitchPolicy) -> float:
         """When there is something to do though nothing happens, on the monotonic clock."""
+        if self._life.stopping:
+            return math.inf
         return min(self._idle_at(policy), self._demand_at(policy))
 
     def _unload_idle(self, policy: SwitchPolicy) -> None:

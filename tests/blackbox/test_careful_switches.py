@@ -297,8 +297,10 @@ def test_a_stop_in_the_middle_of_switches_ends_each_of_them_and_blames_nobody(tm
     ends = {e.data["op_id"]: (e.name, e.data["code"]) for e in events.seen if e.name in ENDS and e.data["op_id"] in op_ids}
     assert ends == dict.fromkeys(op_ids, ("model_error", "op_cancelled"))
     assert sum(e.name in ENDS and e.data["op_id"] in op_ids for e in events.seen) == len(op_ids)
-    assert not stream.done
-    assert stream.frames[-1]["error"]["code"] == ("model_switched" if at == "mmap" else "shutting_down")
+    if at == "mmap":
+        assert stream.frames[-1]["error"]["code"] == "model_switched"
+    else:  # its model goes on, and it has the time of the stop
+        assert stream.done
     with Daemon(config) as daemon:
         daemon.wait_ready()
         status = daemon.get("/status")

@@ -34,20 +34,6 @@ def test_livez_answers_while_the_first_model_loads(tmp_path: Path) -> None:
         assert daemon.get("/status")["current_model"] == "demo-stories"
 
 
-def test_sigterm_ends_streams_with_an_error_frame_and_exits_with_0(tmp_path: Path) -> None:
-    with Daemon(demo_config(tmp_path)) as daemon:
-        daemon.wait_ready()
-        with daemon.stream("/v1/completions", {"prompt": "One day", "max_tokens": 500, "ignore_eos": True}) as stream:
-            frames = iter(stream)
-            next(frames)
-            daemon.process.send_signal(signal.SIGTERM)
-            for _ in frames:
-                pass
-        assert stream.frames[-1]["error"]["code"] == "shutting_down"
-        assert not stream.done
-        assert daemon.wait() == 0
-
-
 def test_a_generation_that_takes_too_long_is_ended_and_its_slot_is_free(tmp_path: Path) -> None:
     config = tmp_path / "models.yaml"
     config.write_text(
@@ -87,19 +73,6 @@ def test_sigint_exits_with_0_too(tmp_path: Path) -> None:
     daemon = Daemon(demo_config(tmp_path))
     daemon.wait_ready()
     assert daemon.stop(signal.SIGINT) == 0
-
-
-def test_a_stop_during_the_first_load_is_clean(tmp_path: Path) -> None:
-    with Daemon(demo_config(tmp_path)):
-        pass
-
-
-def test_subscribers_of_events_do_not_hold_up_the_end(tmp_path: Path) -> None:
-    with Daemon(demo_config(tmp_path)) as daemon:
-        daemon.wait_ready()
-        with daemon.events() as events:
-            next(iter(events))
-            assert daemon.stop() == 0
 
 
 def test_log_lines_are_json_when_nobody_reads_them_at_a_terminal(tmp_path: Path) -> None:
