@@ -11,6 +11,7 @@ from pathlib import Path
 
 from modeld.clientlimits import ClientLimits
 from modeld.config import Config, ServerConfig, find_config, resolve
+from modeld.heartbeat import Pulse
 from modeld.keys import check_exposure
 from modeld.policy import SwitchPolicy
 from modeld.threads import start_thread
@@ -124,12 +125,13 @@ class ConfigWatch:
         self._interval_s = interval_s
         self._told = since
         self._seen = since
+        self.pulse = Pulse("modeld-config")
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Once."""
-        self._thread = start_thread("modeld-config", self._run)
+        self._thread = start_thread(self.pulse.thread, self._run, pulse=self.pulse)
 
     def close(self) -> None:
         """Ends the thread at once, but waits for an `on_change` that runs. Idempotent."""
@@ -154,9 +156,10 @@ class ConfigWatch:
 
     def _run(self) -> None:
         while not self._closed.wait(self._interval_s if self._seen == self._told else min(SETTLE_S, self._interval_s)):
-            if not self.look():
-                continue
+            self.pulse.busy("reading the configuration")
             try:
-                self._on_change()
+                if self.look():
+                    self._on_change()
             except Exception:
                 log.exception("reading the configuration again failed", extra={"path": str(self._path)})
+            self.pulse.rest()

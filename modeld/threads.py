@@ -6,6 +6,8 @@ import logging
 import threading
 from collections.abc import Callable
 
+from modeld.heartbeat import Pulse
+
 log = logging.getLogger("modeld")
 
 # Virtual, not resident: 30,000 equal letters recurse once a character in some pre-tokenizers (std::regex) and need
@@ -19,9 +21,14 @@ _start_lock = threading.Lock()
 
 
 def start_thread(
-    name: str, target: Callable[[], None], *, stack_bytes: int = SMALL_STACK_BYTES, daemon: bool = True
+    name: str,
+    target: Callable[[], None],
+    *,
+    stack_bytes: int = SMALL_STACK_BYTES,
+    daemon: bool = True,
+    pulse: Pulse | None = None,
 ) -> threading.Thread:
-    """Start a named thread with a stack of its own size; an exception that ends it is logged with its name.
+    """Start a named thread with a stack of its own size; an exception that ends it is logged with its name, and `pulse` tells it.
 
     Raises RuntimeError when the system refuses another thread.
     """
@@ -29,7 +36,9 @@ def start_thread(
     def run() -> None:
         try:
             target()
-        except Exception:
+        except Exception as error:
+            if pulse is not None:
+                pulse.died(error)
             log.exception("thread %s ended by an exception", name)
 
     thread = threading.Thread(target=run, name=name, daemon=daemon)

@@ -10,6 +10,7 @@ from typing import Any
 
 from modeld.errors import LoadFailed, ModeldError
 from modeld.events import Event, Subscription
+from modeld.heartbeat import Pulse
 from modeld.manager.manager import Manager
 from modeld.manager.runner import Host
 from modeld.types import (
@@ -69,6 +70,7 @@ class FakeRunner:
         self.freed = False
         self.was_freed = threading.Event()
         self.free_gate: threading.Event | None = None  # holds up free, if set
+        self.pulse = Pulse("modeld-engine")
         self.n_open = 0  # requests that have not ended
         self._on_idle: Callable[[], None] | None = None
 
@@ -78,6 +80,9 @@ class FakeRunner:
 
     def load(self) -> Load:
         return Load(slots_total=self.spec.n_parallel, slots_busy=self.n_open, queued=0)
+
+    def pulses(self) -> tuple[Pulse, ...]:
+        return (self.pulse,)
 
     def on_idle(self, callback: Callable[[], None]) -> None:
         assert self._on_idle is None

@@ -16,7 +16,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     # 0
     "modeld.errors": (),
     "modeld.types": ("modeld.policy",),
-    "modeld.threads": (),
+    "modeld.heartbeat": (),
+    "modeld.threads": ("modeld.heartbeat",),
     "modeld.policy": (),
     "modeld.clientlimits": (),
     # 1
@@ -37,15 +38,31 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "modeld.logs": ("modeld.errors", "modeld.types", "modeld.threads"),
     # 2
     "modeld.llm.": ("modeld.errors", "modeld.types", "modeld.llm."),
-    "modeld.engine.": ("modeld.errors", "modeld.types", "modeld.threads", "modeld.llm.adapter", "modeld.engine."),
+    "modeld.engine.": (
+        "modeld.errors",
+        "modeld.types",
+        "modeld.heartbeat",
+        "modeld.threads",
+        "modeld.llm.adapter",
+        "modeld.engine.",
+    ),
     # 3
-    "modeld.manager.": ("modeld.errors", "modeld.types", "modeld.policy", "modeld.threads", "modeld.events", "modeld.manager."),
+    "modeld.manager.": (
+        "modeld.errors",
+        "modeld.types",
+        "modeld.policy",
+        "modeld.heartbeat",
+        "modeld.threads",
+        "modeld.events",
+        "modeld.manager.",
+    ),
     # 4
     "modeld.httpapi.": (
         "modeld.errors",
         "modeld.types",
         "modeld.policy",
         "modeld.clientlimits",
+        "modeld.heartbeat",
         "modeld.threads",
         "modeld.events",
         "modeld.httpapi.",
@@ -62,6 +79,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "modeld.types",
         "modeld.policy",
         "modeld.clientlimits",
+        "modeld.heartbeat",
         "modeld.threads",
     ),
     "modeld.__main__": ("modeld.app",),

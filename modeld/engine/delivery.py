@@ -7,6 +7,7 @@ import queue
 from collections.abc import Iterable
 
 from modeld.engine.stream import TokenStream
+from modeld.heartbeat import Pulse
 from modeld.threads import start_thread
 
 log = logging.getLogger("modeld.engine")
@@ -18,7 +19,8 @@ class Delivery:
     def __init__(self) -> None:
         """Raises RuntimeError when the system refuses another thread."""
         self._steps: queue.SimpleQueue[Iterable[TokenStream] | None] = queue.SimpleQueue()
-        self._thread = start_thread("modeld-deliver", self._run)
+        self.pulse = Pulse("modeld-deliver")
+        self._thread = start_thread(self.pulse.thread, self._run, pulse=self.pulse)
 
     def step(self, streams: Iterable[TokenStream]) -> None:
         """These got chunks in one step of the engine."""
@@ -31,8 +33,10 @@ class Delivery:
 
     def _run(self) -> None:
         while (streams := self._steps.get()) is not None:
+            self.pulse.busy("delivering a step")
             for stream in streams:
                 try:
                     stream.deliver()
                 except Exception:  # the thread's top: without it no stream of this model would be delivered to again
                     log.exception("a fault while delivering; one stream may wait for its next step")
+            self.pulse.rest()

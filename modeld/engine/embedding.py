@@ -15,6 +15,7 @@ from modeld.engine.packing import Packed, Packing
 from modeld.engine.thread import EngineThread
 from modeld.engine.vectors import EmbeddingJob
 from modeld.errors import EngineFailed, ModeldError, RequestCancelled
+from modeld.heartbeat import Pulse
 from modeld.llm.adapter import DecodeAborted, DecodeInvalid, NoKvRoom, Runtime, Span
 from modeld.types import Load, Share
 
@@ -78,6 +79,9 @@ class EmbeddingEngine:
         """Busy slots are inputs of the decode that runs; queued are the requests that have none in it."""
         return self._inbox.load()
 
+    def pulses(self) -> tuple[Pulse, ...]:
+        return (self._inbox.pulse,)
+
     # -- the engine thread
 
     def _warm_up(self) -> None:
@@ -115,6 +119,7 @@ class EmbeddingEngine:
             return
         jobs = dict.fromkeys(item.input.job for item in packed)
         self._inbox.note(len(packed), len(jobs))
+        self._inbox.pulse.call("a decode")
         try:
             self._runtime.decode([item.span for item in packed])
         except DecodeAborted:
@@ -127,6 +132,7 @@ class EmbeddingEngine:
             for job in jobs:
                 self._fail(job, EngineFailed(f"the model could not compute these embeddings: {error}"))
             return
+        self._inbox.pulse.busy("what comes after a decode")
         complete = self._packing.commit(packed)
         vectors = self._runtime.vectors([item.span.slot for item in complete])
         self._forget(complete)

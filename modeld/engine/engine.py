@@ -20,6 +20,7 @@ from modeld.engine.stream import TokenStream
 from modeld.engine.thread import EngineThread
 from modeld.engine.width import Width
 from modeld.errors import EngineFailed, InvalidRequest, LoadFailed, ModeldError, RequestCancelled
+from modeld.heartbeat import Pulse
 from modeld.llm.adapter import DecodeAborted, DecodeInvalid, NoKvRoom, Runtime, Span
 from modeld.types import Chunk, Failed, Finished, Load, SamplingParams, Share
 
@@ -160,6 +161,10 @@ class Engine:
     def load(self) -> Load:
         return self._inbox.load()
 
+    def pulses(self) -> tuple[Pulse, ...]:
+        delivery = self._delivery  # which close() takes away
+        return (self._inbox.pulse,) if delivery is None else (self._inbox.pulse, delivery.pulse)
+
     # -- the engine thread
 
     def _warm_up(self) -> None:
@@ -284,6 +289,7 @@ class Engine:
             self._decoding = rows
             self._decode_end_s = start + self._pace.expected_s(n_generating, n_prompt)
         lost = False
+        self._inbox.pulse.call("a decode")
         try:
             self._runtime.decode([*filling[:n_before], *(item.span for item in planned), *filling[n_before:]])
         except DecodeAborted:
@@ -291,6 +297,7 @@ class Engine:
             self._cells.drop(filling)
             raise
         finally:
+            self._inbox.pulse.busy("what comes after a decode")
             with self._inbox.lock:
                 # Under the same lock as the flag is set: a late one must not hit the next decode.
                 self._decoding = {}

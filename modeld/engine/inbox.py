@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
 
 from modeld.errors import ModeldError, QueueFull
+from modeld.heartbeat import Pulse
 from modeld.types import Load, Share
 
 queue_log = logging.getLogger("modeld.queue")
@@ -30,6 +31,7 @@ class Inbox(Generic[T]):
         self._model_id = model_id
         self._n_slots = n_slots
         self._describe_full = describe_full
+        self.pulse = Pulse("modeld-engine")  # the engine thread's
         self.lock = threading.Condition()
         # Guards all below; notified when a submission, a cancellation or the stop arrives. Never held in a decode.
         self.submitted: deque[T] = deque()
@@ -129,7 +131,14 @@ class Inbox(Generic[T]):
 
     def wait(self, has_work: Callable[[], bool]) -> None:
         """Until there is a message, or work in any case. `lock` held."""
-        self.lock.wait_for(lambda: self.submitted or self.cancelled or self.stop is not None or has_work())
+
+        def is_there() -> bool:
+            return bool(self.submitted or self.cancelled) or self.stop is not None or has_work()
+
+        if not is_there():
+            self.pulse.rest()
+            self.lock.wait_for(is_there)
+        self.pulse.busy("a step")
 
     def take(self) -> tuple[deque[T], deque[T]]:
         """All submissions and cancellations. `lock` held."""

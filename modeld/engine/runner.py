@@ -22,6 +22,7 @@ from modeld.engine.stream import TokenStream
 from modeld.engine.vectors import EmbeddingJob
 from modeld.engine.workers import TokenizePool
 from modeld.errors import ContextLengthExceeded, InvalidRequest, ModeldError, OpCancelled
+from modeld.heartbeat import Pulse
 from modeld.llm.adapter import LoadProgress, Runtime
 from modeld.types import (
     ChatMessage,
@@ -121,6 +122,10 @@ class EngineRunner:
 
     def load(self) -> Load:
         return self._engine.load()
+
+    def pulses(self) -> Sequence[Pulse]:
+        """Of its threads."""
+        return (*self._engine.pulses(), *self._pool.pulses)
 
     def submit(self, request: GenerateRequest) -> TokenStream:
         """Queue all choices of one request; waits for its tokenizing.

@@ -47,7 +47,7 @@ class EngineThread(Generic[T]):
     def start(self) -> None:
         """Start it and wait for the warmup. Raises LoadFailed if that fails; the thread has ended then."""
         try:
-            self._thread = start_thread("modeld-engine", self._run, stack_bytes=BIG_STACK_BYTES)
+            self._thread = start_thread(self._inbox.pulse.thread, self._run, stack_bytes=BIG_STACK_BYTES, pulse=self._inbox.pulse)
         except RuntimeError as error:
             raise LoadFailed(f"the system refuses another thread: {error}") from error
         self._warm.wait()
@@ -67,8 +67,10 @@ class EngineThread(Generic[T]):
             if self._warmup_error is None:
                 while self._step():
                     self._inbox.tell_if_idle()
+            self._inbox.pulse.rest()  # nothing comes any more but the end
         except Exception as error:  # the thread's top: whatever it was, nobody may wait for ever
             died = error
+            self._inbox.pulse.died(error)
             self.died = True
             log.exception("the engine died", extra={"model_id": self._model_id})
         cause = self._warmup_error or died
@@ -80,6 +82,7 @@ class EngineThread(Generic[T]):
             self._on_death(reason)
 
     def _try_to_warm_up(self) -> None:
+        self._inbox.pulse.call("warmup")
         try:
             self._warm_up()
         except Exception as error:  # noqa: BLE001 - start() raises it where somebody waits

@@ -7,9 +7,11 @@ import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from typing import Any, TypeVar
 
 from modeld.errors import LoadFailed, ModeldError
+from modeld.heartbeat import Pulse
 from modeld.threads import BIG_STACK_BYTES, start_thread
 
 T = TypeVar("T")
@@ -25,9 +27,11 @@ class TokenizePool:
         # Guards _closed together with the put that depends on it: no job is queued behind the threads' end.
         self._closed: ModeldError | None = None
         self._threads: list[threading.Thread] = []
+        self.pulses = tuple(Pulse(f"modeld-tokenize-{i}") for i in range(N_THREADS))
         try:
-            for i in range(N_THREADS):
-                self._threads.append(start_thread(f"modeld-tokenize-{i}", self._work, stack_bytes=BIG_STACK_BYTES))
+            for pulse in self.pulses:
+                work = partial(self._work, pulse)
+                self._threads.append(start_thread(pulse.thread, work, stack_bytes=BIG_STACK_BYTES, pulse=pulse))
         except RuntimeError as error:
             failed = LoadFailed(f"the system refuses another thread: {error}")
             self.close(failed)
@@ -52,15 +56,19 @@ class TokenizePool:
         for thread in self._threads:
             thread.join()
 
-    def _work(self) -> None:
+    def _work(self, pulse: Pulse) -> None:
         while (item := self._jobs.get()) is not None:
-            job, future = item
-            with self._lock:
-                closed = self._closed
-            if closed is not None:
-                future.set_exception(copy.copy(closed))
-                continue
-            try:
-                future.set_result(job())
-            except BaseException as error:  # noqa: BLE001 - raised again where the caller waits
-                future.set_exception(error)
+            self._do(*item, pulse)
+            pulse.rest()
+
+    def _do(self, job: Callable[[], Any], future: Future[Any], pulse: Pulse) -> None:
+        with self._lock:
+            closed = self._closed
+        if closed is not None:
+            future.set_exception(copy.copy(closed))
+            return
+        pulse.busy("a job of a handler")
+        try:
+            future.set_result(job())
+        except BaseException as error:  # noqa: BLE001 - raised again where the caller waits
+            future.set_exception(error)

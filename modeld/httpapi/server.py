@@ -20,6 +20,7 @@ from typing import Any
 
 from modeld.clientlimits import LimitPolicy
 from modeld.errors import TooManyConnections
+from modeld.heartbeat import Pulse
 from modeld.httpapi.auth import Gate
 from modeld.httpapi.connection import Connection
 from modeld.httpapi.exchange import Exchange, Site, serve
@@ -65,6 +66,7 @@ class HttpServer:
         self._refusals = threading.BoundedSemaphore(self._limits.refusals)
         self._numbers = itertools.count(1)
         self._accept_thread: threading.Thread | None = None
+        self._pulse = Pulse("modeld-accept")
         self._listener = _Listener(self, host, port)
         self._closing = os.eventfd(0, os.EFD_CLOEXEC)  # readable once no connection is to wait for another request
         self._watch = ClientWatch()
@@ -80,10 +82,15 @@ class HttpServer:
         host, port = self.address
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
+    def pulses(self) -> tuple[Pulse, ...]:
+        return self._pulse, self._watch.pulse
+
     def start(self) -> None:
         self._watch.start()
         # The shutdown of the listening socket ends the wait, so the loop has nothing to look for by itself.
-        self._accept_thread = start_thread("modeld-accept", lambda: self._listener.serve_forever(poll_interval=3600))
+        self._accept_thread = start_thread(
+            self._pulse.thread, lambda: self._listener.serve_forever(poll_interval=3600), pulse=self._pulse
+        )
 
     def begin_stop(self) -> None:
         """Answer on, but end each connection with the next response. Idempotent."""
@@ -236,7 +243,12 @@ class _Listener(http.server.ThreadingHTTPServer):
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
+    def service_actions(self) -> None:
+        """socketserver calls this after each look for connections, before it sleeps again."""
+        self._owner._pulse.rest()
+
     def get_request(self) -> tuple[socket.socket, Any]:
+        self._owner._pulse.busy("accepting a connection")
         try:
             return super().get_request()
         except OSError as error:

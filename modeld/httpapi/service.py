@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 from modeld.events import Subscription
+from modeld.heartbeat import Heartbeat
 from modeld.policy import SwitchOptions
 from modeld.types import (
     ChatMessage,
@@ -81,6 +82,9 @@ class Service(Protocol):
         """The registry, in the file's order."""
 
     def status(self) -> Status: ...
+
+    def heartbeats(self) -> Sequence[Heartbeat]:
+        """How the daemon's threads are, each once."""
 
     def loaded(self) -> LoadedModel | None:
         """The model that answers now."""

@@ -14,6 +14,7 @@ import select
 import threading
 from collections.abc import Callable
 
+from modeld.heartbeat import Pulse
 from modeld.threads import start_thread
 
 log = logging.getLogger("modeld.http")
@@ -32,10 +33,11 @@ class ClientWatch:
         self._epoll = select.epoll()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC)
         self._epoll.register(self._wake, select.EPOLLIN)
+        self.pulse = Pulse("modeld-watch")
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        self._thread = start_thread("modeld-watch", self._run)
+        self._thread = start_thread(self.pulse.thread, self._run, pulse=self.pulse)
 
     def add(self, fd: int, on_gone: Callable[[], None]) -> None:
         """Watch fd until `remove`, which must come before fd is closed. `on_gone` runs on the watch thread: it must not wait."""
@@ -68,8 +70,12 @@ class ClientWatch:
 
     def _run(self) -> None:
         while True:
-            for fd, _ in self._epoll.poll():
+            self.pulse.rest()
+            left = self._epoll.poll()
+            self.pulse.busy("telling requests that their clients left")
+            for fd, _ in left:
                 if fd == self._wake:
+                    self.pulse.rest()
                     return
                 if on_gone := self._take_gone(fd):
                     try:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from modeld.errors import LoadFailed, LoadStalled, ModeldError, OpCancelled
+from modeld.heartbeat import Pulse
 from modeld.manager.state import Lifecycle
 from modeld.threads import BIG_STACK_BYTES, start_thread
 
@@ -130,10 +131,12 @@ class Watched(Generic[N, T]):
 class Lookout:
     """How the switch thread waits in the middle of an op: it goes on with what cannot wait. Its alone."""
 
-    def __init__(self, life: Lifecycle, chores: Callable[[], None]) -> None:
-        """`chores` is called whenever the thread wakes: messages, and events of ops that ended while they waited."""
+    def __init__(self, life: Lifecycle, chores: Callable[[], None], pulse: Pulse) -> None:
+        """`chores` is called whenever the thread wakes: messages, and events of ops that ended while they waited. `pulse` is
+        the thread's."""
         self._life = life
         self._chores = chores
+        self._pulse = pulse
 
     def wait(self, done: Callable[[], bool], deadline: float) -> bool:
         """Until `done`, which is asked whenever something happens; False: it is `deadline` (monotonic) first."""
@@ -142,8 +145,16 @@ class Lookout:
             self._chores()
             if done():
                 return True
-            if not self._life.pause(seen, deadline):
+            if not self.pause(seen, deadline):
                 return done()
+
+    def pause(self, seen: int, deadline: float) -> bool:
+        """Sleep: see Lifecycle.pause."""
+        self._pulse.rest()
+        try:
+            return self._life.pause(seen, deadline)
+        finally:
+            self._pulse.busy("an op, or what else there is to do")
 
     def watch(self, what: str, watched: Watched[N, T], on_news: Callable[[N], None], stall_s: float) -> T:
         """What comes of the work, whose news are passed on meanwhile. Raises LoadStalled when there is none for too long."""

@@ -21,6 +21,7 @@ from modeld.errors import (
     ShuttingDown,
 )
 from modeld.events import MAX_SUBSCRIBERS, EventHub, Subscription
+from modeld.heartbeat import Heartbeat, Pulse, one_of_each
 from modeld.manager.admission import Admission, Cancellable
 from modeld.manager.cooldown import Cooldowns
 from modeld.manager.history import recalled, record_of
@@ -61,6 +62,8 @@ log = logging.getLogger("modeld.switch")
 CLOSE_TIMEOUT_S = 30.0  # a load that has mapped a cold file does not hear of its cancellation before that is read
 RELOAD_TIMEOUT_S = 10.0  # for the switch thread to take a registry over; it is asleep, or wakes in the middle of an op
 
+STUCK_AFTER_S = 30.0
+
 T = TypeVar("T", bound=Cancellable)
 
 
@@ -82,6 +85,7 @@ class Manager:
         memory: StateFile | None = None,
         journal: Journal | None = None,
         max_event_clients: int = MAX_SUBSCRIBERS,
+        stuck_after_s: float = STUCK_AFTER_S,
     ) -> None:
         """`default_model` is an id of the registry; None: none is loaded at start, unless `memory` knows of one that was."""
         self._registry = _by_id(registry)  # replaced as a whole, never changed
@@ -94,6 +98,9 @@ class Manager:
         self._memory = memory if memory is not None else StateFile(None)
         self._journal = journal if journal is not None else Journal(None)
         self.metrics = SwitchMetrics()
+        self.other_pulses: Callable[[], Sequence[Pulse]] = tuple  # of threads that are not the manager's
+        self._pulse = Pulse("modeld-switch")
+        self._stuck_after_s = stuck_after_s
         self.reload: Callable[[], ReloadResult] = _cannot_reload  # read the configuration file again; whoever has it says how
         choice = self._memory.at_start(
             list(self._registry), default_model, policy.at_start, lambda model_id: host.inspect(self._registry[model_id]).identity
@@ -105,10 +112,10 @@ class Manager:
         self._hub = EventHub(self.status(), max_event_clients)
         self._cooldowns = Cooldowns()
         self._preflight = Preflight(host, self._memory, self._cooldowns)
-        teller, lookout = Teller(self._life, self._publish), Lookout(self._life, self._chores)
-        self._leaving = Leaving(self._life, host, teller, lookout)
+        teller, self._lookout = Teller(self._life, self._publish), Lookout(self._life, self._chores, self._pulse)
+        self._leaving = Leaving(self._life, host, teller, self._lookout)
         self._switcher = Switcher(
-            self._life, host, open_runner, self._memory, self._cooldowns, self._preflight, teller, lookout, self._leaving
+            self._life, host, open_runner, self._memory, self._cooldowns, self._preflight, teller, self._lookout, self._leaving
         )
         self._switcher.policy = policy
         self._upkeep = Upkeep(self._life)
@@ -123,7 +130,7 @@ class Manager:
 
     def start(self) -> None:
         """Start the switch thread; the load at start is its first op. Once."""
-        self._thread = start_thread("modeld-switch", self._run, stack_bytes=BIG_STACK_BYTES)
+        self._thread = start_thread(self._pulse.thread, self._run, stack_bytes=BIG_STACK_BYTES, pulse=self._pulse)
 
     def begin_stop(self, reason: str, timeout_s: float) -> None:
         """Let nothing in any more: no request, no op; those that run or wait are cancelled, and requests that wait for a
@@ -206,6 +213,13 @@ class Manager:
     def loaded(self) -> LoadedModel | None:
         tenant = self._life.tenant()
         return tenant.runner.describe() if tenant is not None and tenant.runner is not None else None
+
+    def heartbeats(self) -> list[Heartbeat]:
+        """How the threads are; of two with one name (an overlap has two engines) the one that is worse."""
+        tenants = [tenant for tenant in (self._life.tenant(), self._life.retiring()) if tenant is not None]
+        runners = [tenant.runner.pulses() for tenant in tenants if tenant.runner is not None]
+        pulses = [self._pulse, *(pulse for each in runners for pulse in each), *self.other_pulses()]
+        return one_of_each(pulse.beat(self._stuck_after_s) for pulse in pulses)
 
     def subscribe(self, last_event_id: str | None) -> Subscription:
         return self._hub.subscribe(last_event_id, self.status())
@@ -421,9 +435,10 @@ class Manager:
                     self._perform(task)
                     continue
                 if self._life.is_at_rest():
-                    self._life.pause(seen, min(self._leaving.act_at(), self._upkeep.act_at(self._policy)))
+                    self._lookout.pause(seen, min(self._leaving.act_at(), self._upkeep.act_at(self._policy)))
         finally:
             self._shut_down()
+            self._pulse.rest()
 
     def _perform(self, task: Task) -> None:
         target = task.op.target_model_id

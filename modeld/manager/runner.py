@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from modeld.errors import ModeldError
+from modeld.heartbeat import Pulse
 from modeld.types import (
     ChatMessage,
     Chunk,
@@ -56,6 +57,9 @@ class Runner(Protocol):
 
     def load(self) -> Load:
         """Slots and queue at this moment."""
+
+    def pulses(self) -> Sequence[Pulse]:
+        """Of its threads."""
 
     def submit(self, request: GenerateRequest) -> Generation:
         """Raises QueueFull, ContextLengthExceeded, InvalidRequest; ModelSwitched, ShuttingDown or EngineFailed when closed."""

@@ -13,6 +13,7 @@ from typing import Generic, TypeVar
 
 from modeld.errors import ModelNotFound, ModelNotLoaded, NotFound, OpEnded, RequestCancelled
 from modeld.events import EventHub, Subscription
+from modeld.heartbeat import Heartbeat
 from modeld.httpapi.service import Sink
 from modeld.policy import Strategy, SwitchOptions
 from modeld.types import (
@@ -157,6 +158,7 @@ class FakeService:
     def __init__(self) -> None:
         self.status_now = STATUS
         self.hub = EventHub(STATUS)
+        self.beats = {name: Heartbeat(f"modeld-{name}", 0.0, None, ok=True) for name in ("switch", "engine", "accept")}
         self.script: Sequence[str | Finished | Failed | Chunk] | None = ("Hello", " world", Finished("stop", Usage(3, 2)))
         self.tool_call_format: ToolCallFormat | None = None
         self.calls: list[tuple[object, ...]] = []  # what the switching routes asked for
@@ -199,6 +201,9 @@ class FakeService:
         if self.raises:
             raise self.raises
         return self.status_now
+
+    def heartbeats(self) -> list[Heartbeat]:
+        return list(self.beats.values())
 
     def loaded(self) -> LoadedModel | None:
         return replace(LOADED, tool_call_format=self.tool_call_format) if self.status_now.current_model else None
