@@ -100,6 +100,7 @@ def serve(source: ConfigSource, config: Config) -> int:
         memory=memory,
         journal=Journal(memory.folder),
         max_event_clients=config.server.max_event_clients,
+        stuck_after_s=config.server.stuck_after_s,
     )
 
     gate = Gate()
@@ -134,6 +135,7 @@ def serve(source: ConfigSource, config: Config) -> int:
     if keys.exposed(config.server.host) and not config.keys:
         log.warning("insecure: whoever reaches %s may use and switch models; no keys are configured", config.server.host)
     try:
+        manager.other_pulses = lambda: (*server.pulses(), watch.pulse)
         server.start()
         _log_url(server.url)
         manager.start()  # after the server: /livez answers while the first model loads

@@ -43,6 +43,7 @@ class ServerConfig:
     heartbeat_s: int = 15
     generation_timeout_s: int = 0
     stop_timeout_s: int = 20
+    stuck_after_s: int = 30
     allowed_hosts: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
     api_key_file: Path | None = None

@@ -58,11 +58,19 @@ class Request:
 
     def query(self, name: str) -> str | None:
         """The first value of a query parameter; None where it is absent."""
+        return next(iter(self.queries(name)), None)
+
+    def has_query(self, name: str) -> bool:
+        """Whether the parameter is there, with a value or without."""
+        return bool(self.queries(name))
+
+    def queries(self, name: str) -> list[str]:
+        """All values of a query parameter, in their order."""
         try:
             pairs = urllib.parse.parse_qsl(self.head.query, keep_blank_values=True, errors="strict", max_num_fields=100)
         except ValueError:
             raise InvalidRequest("the query string is not UTF-8, or has more than 100 parameters") from None
-        return next((value for key, value in pairs if key == name), None)
+        return [value for key, value in pairs if key == name]
 
 
 @dataclass(frozen=True, slots=True)

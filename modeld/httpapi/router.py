@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from modeld.errors import InvalidRequest, MethodNotAllowed, NotFound
-from modeld.httpapi import control, description, embeddings, openai, ops
+from modeld.httpapi import control, description, embeddings, health, openai, ops
 from modeld.httpapi.caller import Access
 from modeld.httpapi.message import Request, Response, StreamResponse
 from modeld.httpapi.quotas import Counts
@@ -40,10 +40,10 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/events", control.get_events),
     # Not open: it tells the version, which no probe does, and who has no key has no use for it.
     Route("GET", "/openapi.json", description.get_openapi),
-    Route("GET", "/livez", control.get_livez, Access.OPEN),
-    Route("GET", "/readyz", control.get_readyz, Access.OPEN),
-    Route("GET", "/healthz", control.get_readyz, Access.OPEN),
-    Route("GET", "/health", control.get_health, Access.OPEN),
+    Route("GET", "/livez", health.get_livez, Access.OPEN),
+    Route("GET", "/readyz", health.get_readyz, Access.OPEN),
+    Route("GET", "/healthz", health.get_readyz, Access.OPEN),
+    Route("GET", "/health", health.get_health, Access.OPEN),
     Route("GET", "/props", openai.get_props),
     Route("GET", "/v1/models", openai.get_models),
     Route("GET", "/v1/models/{model_id}", openai.get_model),
