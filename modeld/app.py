@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import logging
 import math
 import os
@@ -20,6 +21,7 @@ from modeld.httpapi.browser import BrowserRules
 from modeld.httpapi.caller import KeyRules
 from modeld.httpapi.limits import Limits
 from modeld.llm.libllama import LLAMA_COMMIT
+from modeld.notify import Notifier
 from modeld.reload import ConfigSource, ConfigWatch
 from modeld.threads import start_thread
 from modeld.types import ApiKey
@@ -83,7 +85,9 @@ def serve(source: ConfigSource, config: Config) -> int:
     from modeld.manager.manager import Manager
     from modeld.manager.statefile import StateFile, state_folder
     from modeld.reloader import Reloader
+    from modeld.watchdog import Watchdog
 
+    faulthandler.enable()  # the service manager's watchdog sends SIGABRT: its log then has where each thread stood
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     library = backend()  # a library that does not fit is a failure to start, not a daemon in state error
     log.info("library", extra={"path": library.path, "llama_commit": library.stamp.llama_commit})
@@ -125,29 +129,45 @@ def serve(source: ConfigSource, config: Config) -> int:
     reloader = Reloader(source, config, manager, apply)
     manager.reload = reloader.reload
     watch = ConfigWatch(source.path, reloader.follow, since=source.stamp)
+    notifier = Notifier(os.environ)
+    watchdog = Watchdog(manager.heartbeats, notifier.alive, (notifier.watchdog_s or 2 * config.server.stuck_after_s) / 2)
+
+    def follow() -> None:
+        notifier.reloading()
+        reloader.follow()
+        notifier.ready()
+
     try:
         server = HttpServer(manager, config.server.host, config.server.port, limits_of(config.server), gate=gate, quotas=quotas)
     except (OSError, UnicodeError) as error:  # UnicodeError: a host name with an empty or overlong label
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         log.error("cannot listen on %s port %d: %s", config.server.host, config.server.port, reason)
         memory.close()
+        notifier.close()
         return EXIT_FAILED
     if keys.exposed(config.server.host) and not config.keys:
         log.warning("insecure: whoever reaches %s may use and switch models; no keys are configured", config.server.host)
     try:
         manager.other_pulses = lambda: (*server.pulses(), watch.pulse)
+        manager.on_status = notifier.status
         server.start()
         _log_url(server.url)
+        notifier.ready()
         manager.start()  # after the server: /livez answers while the first model loads
         if config.switching.watch_config:
             watch.start()
-        stop(manager, server, signals.wait(reloader.follow), config.server.stop_timeout_s)
+        watchdog.start()
+        reason = signals.wait(follow)
+        notifier.stopping()
+        stop(manager, server, reason, config.server.stop_timeout_s)
     finally:
         watch.close()
         # What still runs gets its error frame from the manager; then the server lets the last bytes out: a client that reads
         # has the time that every write has.
         manager.close()
         server.close(config.server.send_timeout_s + config.server.linger_s)
+        watchdog.close()
+        notifier.close()
     log.info("stopped")
     return EXIT_OK
 

@@ -90,6 +90,11 @@ def test_a_stop_has_the_time_that_it_may_take(service: configparser.SectionProxy
     assert int(service["TimeoutStopSec"]) >= takes_s + 10
 
 
+def test_it_is_told_what_modeld_says(service: configparser.SectionProxy) -> None:
+    assert (service["Type"], service["NotifyAccess"], service["WatchdogSec"]) == ("notify", "main", "60")
+    assert "AF_UNIX" in service["RestrictAddressFamilies"].split()
+
+
 def test_what_it_remembers_is_its_own(service: configparser.SectionProxy) -> None:
     assert service["StateDirectory"] == "modeld"
     assert service["StateDirectoryMode"] == "0700"

@@ -45,6 +45,7 @@ def test_every_error_code_that_a_client_can_see_is_documented() -> None:
         "model_unloaded",
         "config_reloaded",
         "config_error",
+        "shutdown",
     ],
 )
 def test_every_event_is_documented(event: str) -> None:

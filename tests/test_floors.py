@@ -18,6 +18,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "modeld.types": ("modeld.policy",),
     "modeld.heartbeat": (),
     "modeld.threads": ("modeld.heartbeat",),
+    "modeld.notify": ("modeld.types",),
+    "modeld.watchdog": ("modeld.heartbeat", "modeld.threads"),
     "modeld.policy": (),
     "modeld.clientlimits": (),
     # 1
@@ -90,7 +92,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 STAYS_IN: dict[str, tuple[str, ...]] = {
     "ctypes": ("modeld.llm.",),
     "http.server": ("modeld.httpapi.",),
-    "socket": ("modeld.httpapi.",),
+    "socket": ("modeld.httpapi.", "modeld.notify"),
     "socketserver": ("modeld.httpapi.",),
     "yaml": ("modeld.yamltree",),
     "jinja2": ("modeld.llm.jinja",),

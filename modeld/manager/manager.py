@@ -98,6 +98,7 @@ class Manager:
         self._memory = memory if memory is not None else StateFile(None)
         self._journal = journal if journal is not None else Journal(None)
         self.metrics = SwitchMetrics()
+        self.on_status: Callable[[Status], None] = lambda _: None  # called with each event's; the switch thread: it may not wait
         self.other_pulses: Callable[[], Sequence[Pulse]] = tuple  # of threads that are not the manager's
         self._pulse = Pulse("modeld-switch")
         self._stuck_after_s = stuck_after_s
@@ -489,7 +490,9 @@ class Manager:
             about = {"op_id": op.op_id, "target_model_id": op.target_model_id}
             if op.started_at is not None:
                 data["elapsed_ms"] = round((time.time() - op.started_at) * 1000, 3)
-        self._hub.publish(name, {**about, **data}, self.status())
+        status = self.status()
+        self._hub.publish(name, {**about, **data}, status)
+        self.on_status(status)
 
 
 def _by_id(registry: Sequence[ModelSpec]) -> dict[str, ModelSpec]:

@@ -1,0 +1,250 @@
+"""What the service manager hears, through a real datagram socket; and that it hears nothing while a thread is stuck."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import resource
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from modeld.errors import ModelSwitched
+from modeld.heartbeat import Heartbeat, Pulse
+from modeld.notify import Notifier, status_text
+from modeld.types import OpError, OpState, State, Status, SwitchOp
+from modeld.watchdog import Watchdog
+from tests.daemon import Daemon, demo_config
+from tests.engine.test_engine import open_fake
+from tests.engine.test_idle import Open
+from tests.engine.test_pulses import Block
+from tests.fake_runtime import FakeRuntime
+from tests.http.fake_service import STATUS
+
+DEADLINE_S = 60.0
+_numbers = itertools.count()
+
+
+class Manager:
+    """Who reads $NOTIFY_SOCKET."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.sock.bind("\0" + name[1:] if name.startswith("@") else name)
+        self.sock.settimeout(DEADLINE_S)
+
+    def next(self) -> list[str]:
+        """The lines of the next message."""
+        return self.sock.recv(4096).decode().split("\n")
+
+    def until(self, line: str) -> list[str]:
+        while line not in (lines := self.next()):
+            pass
+        return lines
+
+    def hears_nothing(self) -> bool:
+        """Nothing has come that was not read."""
+        self.sock.setblocking(False)
+        try:
+            self.sock.recv(4096)
+        except BlockingIOError:
+            return True
+        finally:
+            self.sock.settimeout(DEADLINE_S)
+        return False
+
+
+@pytest.fixture(params=["path", "abstract"])
+def systemd(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Manager]:
+    name = str(tmp_path / "notify") if request.param == "path" else f"@modeld-test-{os.getpid()}-{next(_numbers)}"
+    manager = Manager(name)
+    yield manager
+    manager.sock.close()
+
+
+@pytest.fixture
+def notifier(systemd: Manager) -> Iterator[Notifier]:
+    notifier = Notifier({"NOTIFY_SOCKET": systemd.name, "WATCHDOG_USEC": "3000000"})
+    yield notifier
+    notifier.close()
+
+
+# -- the messages -------------------------------------------------------------------------------------------------------
+
+
+def test_each_message_is_a_datagram_of_its_lines(systemd: Manager, notifier: Notifier) -> None:
+    notifier.ready()
+    assert systemd.next() == ["READY=1"]
+    before = time.monotonic()
+    notifier.reloading()
+    reloading, usec = systemd.next()
+    assert reloading == "RELOADING=1"
+    assert before <= int(usec.removeprefix("MONOTONIC_USEC=")) / 1e6 + 1e-6 <= time.monotonic() + 1e-6
+    notifier.alive()
+    assert systemd.next() == ["WATCHDOG=1"]
+    notifier.stopping()
+    assert systemd.next() == ["STOPPING=1", "STATUS=stopping"]
+
+
+def test_the_same_status_is_told_once(systemd: Manager, notifier: Notifier) -> None:
+    notifier.status(STATUS)
+    notifier.status(STATUS)
+    assert systemd.next() == [f"STATUS={STATUS.current_model} answers"]
+    assert systemd.hears_nothing()
+
+
+def changed(**changes: object) -> Status:
+    return replace(STATUS, **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("status", "text"),
+    [
+        (STATUS, "tiny:q8 answers"),
+        (changed(stopping=True), "stopping"),
+        (changed(state=State.LOADING, current_model=None), "loading"),
+        (
+            changed(state=State.LOADING, current_model=None, op=SwitchOp("op-1", "other", OpState.RUNNING, queued_at=1.0)),
+            "loading other",
+        ),
+        (changed(state=State.ERROR, current_model=None, error=OpError("x", "two\nlines")), "no model answers: two lines"),
+        (changed(current_model=None), "no model is loaded"),
+    ],
+)
+def test_the_status_is_one_line(status: Status, text: str) -> None:
+    assert status_text(status) == text
+    long = changed(state=State.ERROR, current_model=None, error=OpError("x", "y" * 10_000))
+    assert len(status_text(long)) == 200
+
+
+@pytest.mark.parametrize("address", ["", "relative", "@", "/", "/nowhere/at/all"])
+def test_where_nobody_listens_nothing_happens(address: str) -> None:
+    notifier = Notifier({"NOTIFY_SOCKET": address})
+    notifier.ready()
+    notifier.alive()
+    notifier.close()
+    notifier.close()
+
+
+def test_a_service_manager_that_does_not_read_is_not_waited_for(systemd: Manager, notifier: Notifier) -> None:
+    for _ in range(100_000):  # more than its socket holds
+        notifier.alive()
+    assert systemd.next() == ["WATCHDOG=1"]
+
+
+@pytest.mark.parametrize(
+    ("environ", "watchdog_s"),
+    [
+        ({"WATCHDOG_USEC": "30000000"}, 30),
+        ({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": str(os.getpid())}, 30),
+        ({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": "1"}, None),
+        ({"WATCHDOG_USEC": "0"}, None),
+        ({"WATCHDOG_USEC": "-5"}, None),
+        ({"WATCHDOG_USEC": "soon"}, None),
+        ({}, None),
+    ],
+)
+def test_the_watchdog_is_wanted_of_us(systemd: Manager, environ: dict[str, str], watchdog_s: float | None) -> None:
+    notifier = Notifier({"NOTIFY_SOCKET": systemd.name, **environ})
+    assert notifier.watchdog_s == watchdog_s
+    notifier.close()
+
+
+# -- the watchdog -------------------------------------------------------------------------------------------------------
+
+
+def test_the_watchdog_tells_again_and_again_that_all_are_well(systemd: Manager, notifier: Notifier) -> None:
+    watchdog = Watchdog(lambda: [Pulse("modeld-x").beat(30)], notifier.alive, 0.01)
+    watchdog.start()
+    for _ in range(3):
+        assert systemd.next() == ["WATCHDOG=1"]
+    watchdog.close()
+    watchdog.close()
+
+
+def test_a_stuck_engine_withholds_it_until_it_goes_on(
+    systemd: Manager, notifier: Notifier, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    runtime = FakeRuntime()
+    runner = open_fake(runtime)
+    later_s = 0.0
+
+    def heartbeats() -> list[Heartbeat]:
+        return [pulse.beat(30, now=time.monotonic() + later_s) for pulse in runner.pulses()]
+
+    watchdog = Watchdog(heartbeats, notifier.alive, 30)
+    try:
+        runtime.gate.shut()
+        n_before = runtime.gate.n_arrived
+        work = Open(runner)
+        runtime.gate.wait_arrived(n_before + 1)
+        later_s = 3600  # in one decode
+        assert watchdog.look()
+        assert systemd.next() == ["WATCHDOG=1"]
+        block = Block(runtime, "sample", monkeypatch)
+        runtime.gate.open()
+        assert block.reached.wait(DEADLINE_S)
+        for _ in range(3):
+            assert not watchdog.look()
+        assert systemd.hears_nothing()
+        told = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+        assert told == ["a thread is not well: modeld-engine: what comes after a decode for 3600 s"]
+        block.go_on.set()
+        work.end()
+        later_s = 0
+        assert watchdog.look()
+        assert systemd.next() == ["WATCHDOG=1"]
+        assert caplog.records[-1].getMessage() == "a thread is well again: modeld-engine"
+    finally:
+        runner.close(ModelSwitched("the test is over"))
+        runner.free()
+
+
+# -- the daemon ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_daemon_tells_of_its_life(systemd: Manager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", systemd.name)
+    monkeypatch.setenv("WATCHDOG_USEC", "400000")
+    with Daemon(demo_config(tmp_path)) as daemon:
+        assert systemd.next() == ["READY=1"]
+        systemd.until("STATUS=loading demo-stories")
+        systemd.until("STATUS=demo-stories answers")
+        for _ in range(3):
+            systemd.until("WATCHDOG=1")
+        daemon.switch_and_wait("demo-calc")
+        systemd.until("STATUS=demo-calc answers")
+        daemon.process.send_signal(signal.SIGHUP)
+        assert systemd.until("RELOADING=1")[1].startswith("MONOTONIC_USEC=")
+        systemd.until("READY=1")
+        daemon.process.send_signal(signal.SIGTERM)
+        assert systemd.until("STOPPING=1") == ["STOPPING=1", "STATUS=stopping"]
+        assert daemon.wait() == 0
+
+
+def test_every_thread_of_a_daemon_that_answers_is_well(tmp_path: Path) -> None:
+    with Daemon(demo_config(tmp_path)) as daemon:
+        daemon.wait_ready()
+        daemon.complete(max_tokens=5)
+        with socket.create_connection((daemon.host, daemon.port), 10) as client:
+            client.sendall(b"GET /livez?verbose HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            text = b"".join(iter(lambda: client.recv(65536), b"")).decode()
+        names = ["ping", "switch", "engine", "deliver", "tokenize-0", "tokenize-1", "accept", "watch", "config"]
+        assert text.split("\r\n\r\n")[1].splitlines() == [*(f"[+]{name} ok" for name in names), "livez check passed"]
+
+
+def test_an_abort_leaves_the_stacks_of_all_threads_in_the_log(tmp_path: Path) -> None:
+    """The service manager's watchdog sends it."""
+    daemon = Daemon(demo_config(tmp_path))
+    daemon.wait_ready()
+    resource.prlimit(daemon.process.pid, resource.RLIMIT_CORE, (0, 0))
+    assert daemon.stop(signal.SIGABRT) == -signal.SIGABRT
+    stacks = "".join(str(line.get("raw", "")) for line in daemon.lines)
+    for place in ("inbox.py", "manager.py", "app.py", "watchdog.py"):
+        assert place in stacks
