@@ -9,6 +9,7 @@ import math
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -159,7 +160,7 @@ def serve(source: ConfigSource, config: Config) -> int:
         watchdog.start()
         reason = signals.wait(follow)
         notifier.stopping()
-        stop(manager, server, reason, config.server.stop_timeout_s)
+        stop(manager, server, reason, delay_s=config.server.stop_delay_s, timeout_s=config.server.stop_timeout_s)
     finally:
         watch.close()
         # What still runs gets its error frame from the manager; then the server lets the last bytes out: a client that reads
@@ -177,14 +178,16 @@ def _is_caller(name: str, keys: Sequence[ApiKey]) -> bool:
     return name == "anonymous" or name.startswith("uid:") or name in {key.name for key in keys}
 
 
-def stop(manager: Manager, server: HttpServer, reason: str, timeout_s: float) -> None:
-    """Let nothing new in, and wait for what runs.
+def stop(manager: Manager, server: HttpServer, reason: str, *, delay_s: float, timeout_s: float) -> None:
+    """After `delay_s` let nothing new in, and wait for what runs.
 
     The listener stays open meanwhile: whoever shares out requests sees /readyz at 503 and sends them elsewhere.
     """
     log.info("stopping", extra={"signal": reason, "n_open": manager.n_open()})
     server.begin_stop()
-    manager.begin_stop(reason, timeout_s)
+    manager.announce_stop(reason, delay_s + timeout_s)
+    time.sleep(delay_s)
+    manager.begin_stop()
     if not manager.drain(timeout_s):
         log.warning("%d requests did not end within %g s (server.stop_timeout_s) and are cut", manager.n_open(), timeout_s)
 

@@ -42,6 +42,7 @@ class ServerConfig:
     unacknowledged_timeout_s: int = 20
     heartbeat_s: int = 15
     generation_timeout_s: int = 0
+    stop_delay_s: int = 0
     stop_timeout_s: int = 20
     stuck_after_s: int = 30
     allowed_hosts: tuple[str, ...] = ()

@@ -180,6 +180,7 @@ SERVER_KEYS: tuple[Key, ...] = (
     Key("unacknowledged_timeout_s", _whole(1, 3600), "20", "Bytes that no kernel at the other end acknowledges."),
     Key("heartbeat_s", _whole(1, 3600), "15", "Silence on a stream before a comment goes out."),
     Key("generation_timeout_s", _whole(0, 86_400), "0", "What a generation may take, the queue included; 0: no limit."),
+    Key("stop_delay_s", _whole(0, 3600), "0", "From `/readyz` at 503 to the first refusal, when it stops: balancers look away."),
     Key("stop_timeout_s", _whole(0, 3600), "20", "What running requests have to end when the daemon stops; 0: they are cut."),
     Key("stuck_after_s", _whole(1, 3600), "30", "A thread that neither sleeps, computes nor loads for so long is stuck."),
     Key(

@@ -271,7 +271,7 @@ class Status:
     config_stale: bool = False  # the entry of current_model was changed since it was loaded
     config_error: str | None = None  # why the configuration file was not taken over
     quarantined: tuple[str, ...] = ()  # models that ended the process again and again
-    stopping: bool = False  # the daemon ends: nothing is let in any more
+    stopping: bool = False  # the daemon ends: nothing is let in any more, or soon
 
 
 @dataclass(frozen=True, slots=True)

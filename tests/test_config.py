@@ -69,7 +69,7 @@ def test_every_key_is_taken_over(write: Write, monkeypatch: pytest.MonkeyPatch) 
 server: {{host: "::1", port: 0, queue_size: 0, max_connections: 7, max_event_clients: 6, max_head_bytes: 2048,
   max_head_fields: 50, max_head_line_bytes: 999, max_body_bytes: 4096, max_drain_bytes: 0, head_timeout_s: 11,
   body_timeout_s: 12, idle_timeout_s: 13, send_timeout_s: 14, linger_s: 0, unacknowledged_timeout_s: 15, heartbeat_s: 16,
-  generation_timeout_s: 9, stop_timeout_s: 18, stuck_after_s: 19,
+  generation_timeout_s: 9, stop_delay_s: 17, stop_timeout_s: 18, stuck_after_s: 19,
   allowed_hosts: [LLM.example, .lan], cors_origins: ["https://app.example:443"], api_key_file: keys, unix_admin_uids: [0, 1000],
   unix_use_uids: [1001], insecure: true,
   log_level: debug, log_format: json}}
@@ -113,7 +113,7 @@ models:
         host="::1", port=0, queue_size=0, max_connections=7, max_event_clients=6,
         max_head_bytes=2048, max_head_fields=50, max_head_line_bytes=999, max_body_bytes=4096, max_drain_bytes=0,
         head_timeout_s=11, body_timeout_s=12, idle_timeout_s=13, send_timeout_s=14, linger_s=0, unacknowledged_timeout_s=15,
-        heartbeat_s=16, generation_timeout_s=9, stop_timeout_s=18, stuck_after_s=19,
+        heartbeat_s=16, generation_timeout_s=9, stop_delay_s=17, stop_timeout_s=18, stuck_after_s=19,
         allowed_hosts=("llm.example", ".lan"), cors_origins=("https://app.example",), api_key_file=path.parent / "keys",
         unix_admin_uids=(0, 1000), unix_use_uids=(1001,), insecure=True,
         log_level="debug", log_format="json",

@@ -86,7 +86,7 @@ def test_it_restarts_what_restarting_can_mend(service: configparser.SectionProxy
 
 def test_a_stop_has_the_time_that_it_may_take(service: configparser.SectionProxy) -> None:
     server = ServerConfig()
-    takes_s = server.stop_timeout_s + CLOSE_TIMEOUT_S + server.send_timeout_s + server.linger_s
+    takes_s = server.stop_delay_s + server.stop_timeout_s + CLOSE_TIMEOUT_S + server.send_timeout_s + server.linger_s
     assert int(service["TimeoutStopSec"]) >= takes_s + 10
 
 

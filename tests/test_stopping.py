@@ -21,7 +21,8 @@ DRAIN = SwitchOptions(on_inflight=OnInflight.DRAIN, drain_timeout_s=3600)
 
 
 def begin(b: Bench) -> None:
-    b.manager.begin_stop("SIGTERM", 20)
+    b.manager.announce_stop("SIGTERM", 20)
+    b.manager.begin_stop()
     event = b.follower.until("shutdown")
     assert event.data == {"reason": "SIGTERM", "deadline_s": 20}
 
@@ -113,7 +114,7 @@ def test_a_stop_without_a_model_or_with_a_dead_one_waits_for_nobody(bench: Make)
     assert empty.manager.drain(DEADLINE_S)
     b = bench()
     runner = b.load("a")
-    b.manager.begin_stop("SIGTERM", 20)
+    b.manager.begin_stop()
     runner.die(RuntimeError("x"))  # and is not loaded again
     assert b.manager.drain(DEADLINE_S)
     b.manager.close()
@@ -143,11 +144,25 @@ def test_the_reader_of_events_is_told_first_can_come_back_and_is_ended_last(benc
     read_to_the_end(later)
 
 
+def test_a_stop_that_is_announced_shows_and_everything_goes_on(bench: Make) -> None:
+    b = bench()
+    b.load("a")
+    b.manager.announce_stop("SIGTERM", 25)
+    assert b.manager.status().stopping
+    assert b.follower.until("shutdown").data["deadline_s"] == 25
+    b.manager.generate(REQUEST)
+    b.manager.switch("b")
+    b.load("b").finish(0)
+    b.manager.begin_stop()
+    assert b.manager.drain(DEADLINE_S)
+
+
 def test_begun_twice_it_is_told_once(bench: Make) -> None:
     b = bench()
     b.load("a")
     begin(b)
-    b.manager.begin_stop("SIGINT", 5)
+    b.manager.announce_stop("SIGINT", 5)
+    b.manager.begin_stop()
     b.manager.close()
     read_to_the_end(b.follower)
     assert [event.name for event in b.follower.seen].count("shutdown") == 1
@@ -156,7 +171,8 @@ def test_begun_twice_it_is_told_once(bench: Make) -> None:
 def test_it_is_told_although_it_is_cut_at_once(bench: Make) -> None:
     b = bench()
     b.load("a")
-    b.manager.begin_stop("SIGTERM", 0)
+    b.manager.announce_stop("SIGTERM", 0)
+    b.manager.begin_stop()
     b.manager.close()
     assert b.follower.until("shutdown").data["deadline_s"] == 0
 
@@ -325,7 +341,8 @@ def test_an_op_that_ends_well_as_the_stop_begins_has_ended_well(bench: Make, mon
 
     def just_then(*args: object, **options: object) -> object:
         ended = loaded(*args, **options)  # type: ignore[arg-type]
-        b.manager.begin_stop("SIGTERM", 20)
+        b.manager.announce_stop("SIGTERM", 20)
+        b.manager.begin_stop()
         return ended
 
     monkeypatch.setattr(b.manager._life, "loaded", just_then)
@@ -361,7 +378,8 @@ def test_a_check_that_runs_hears_of_the_stop(bench: Make) -> None:
 def test_a_stop_that_comes_before_the_thread_starts_is_told_of() -> None:
     manager = Manager(specs("a"), "a", FakeFactory(), Files().host(), version="1")
     follower = Follower(manager.subscribe(None))
-    manager.begin_stop("SIGTERM", 20)
+    manager.announce_stop("SIGTERM", 20)
+    manager.begin_stop()
     manager.close()
     assert follower.until("shutdown")
     assert follower.ended(manager.ops()[0]).data["code"] == "op_cancelled"

@@ -133,17 +133,15 @@ class Manager:
         """Start the switch thread; the load at start is its first op. Once."""
         self._thread = start_thread(self._pulse.thread, self._run, stack_bytes=BIG_STACK_BYTES, pulse=self._pulse)
 
-    def begin_stop(self, reason: str, timeout_s: float) -> None:
-        """Let nothing in any more: no request, no op; those that run or wait are cancelled, and requests that wait for a
-        switch are refused. Requests that a model has go on, `timeout_s` long as far as the event `shutdown` tells it; that one
-        comes before any end that this brings. `reason` is for who reads it. Idempotent.
-        """
+    def announce_stop(self, reason: str, deadline_s: float) -> None:
+        """Say that the daemon is going to stop, and that what runs has `deadline_s` to end: in the status and by an event, which
+        comes before any end that the stop brings. Everything goes on. Idempotent."""
+        self._life.announce_stop(lambda: self._publish("shutdown", None, reason=reason, deadline_s=deadline_s))
 
-        def tell() -> None:
-            self._publish("shutdown", None, reason=reason, deadline_s=timeout_s)
-            self._life.end_ops()
-
-        self._life.begin_stop(tell)
+    def begin_stop(self) -> None:
+        """Let nothing in any more: no request, no op. Ops that run or wait are cancelled, requests that wait for a switch
+        refused; those that a model has go on. Idempotent."""
+        self._life.begin_stop()
 
     def drain(self, timeout_s: float) -> bool:
         """After begin_stop: wait until the last request has ended; False: it is `timeout_s` later first."""

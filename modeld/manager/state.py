@@ -89,6 +89,7 @@ class Lifecycle:
         self._demands = Demands(MAX_DEMANDS)
         self._generation = 0
         self._deaths = Deaths()
+        self._leaving = False  # it was said that the daemon is going to stop
         self._stopping = False  # nothing is let in any more; what runs may end
         self._closing = False  # what runs is cut
         self._is_stopped = False  # the switch thread has taken its last messages
@@ -259,7 +260,7 @@ class Lifecycle:
                 auto_switch=self.auto_switch,
                 retiring_model=self._retiring.spec.id if self._retiring is not None else None,
                 waiting=len(self._demands),
-                stopping=self._stopping,
+                stopping=self._leaving,
             )
 
     # -- any thread: messages to the switch thread
@@ -290,15 +291,23 @@ class Lifecycle:
         with self._cond:
             self._wake()
 
-    def begin_stop(self, tell: Callable[[], None]) -> None:
+    def announce_stop(self, tell: Callable[[], None]) -> None:
+        """Have everybody see that the daemon is going to stop; `tell` is the switch thread's. Idempotent."""
+        with self._cond:
+            if not self._leaving:
+                self._leaving = True
+                self._messages.append(tell)
+                self._wake()
+
+    def begin_stop(self) -> None:
         """No op and no request is let in from now on; the requests that run go on, those that wait for a switch are refused.
 
-        `tell` is the switch thread's, before any op ends because of this: that is what its `end_ops` is for. Idempotent.
+        Ops end once the switch thread comes to it, so that what was announced is told of before. Idempotent.
         """
         with self._cond:
             if not self._stopping:
                 self._refuse_all()
-                self._messages.append(tell)
+                self._messages.append(self.end_ops)
 
     def stop(self) -> None:
         """As begin_stop; and what runs is to end now. Idempotent."""
@@ -575,7 +584,7 @@ class Lifecycle:
         self._cond.notify_all()
 
     def _refuse_all(self) -> None:
-        self._stopping = True
+        self._leaving = self._stopping = True
         self._demands.refuse(None, ShuttingDown("the daemon is stopping"))
         self._wake()
 
