@@ -15,6 +15,7 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from raw_client import RawClient
 
 from modeld import errors
+from modeld.clientlimits import LimitPolicy
 from modeld.errors import InvalidRequest, ModeldError
 from modeld.httpapi import embeddings, messages, ops, parameters, schema, tools
 from modeld.httpapi.caller import Access, Caller
@@ -22,6 +23,7 @@ from modeld.httpapi.description import document
 from modeld.httpapi.fields import Fields
 from modeld.httpapi.limits import Limits
 from modeld.httpapi.message import Request
+from modeld.httpapi.quotas import Quotas
 from modeld.httpapi.record import Record
 from modeld.httpapi.router import ROUTES, Route
 from modeld.httpapi.strictjson import parse_object
@@ -173,9 +175,11 @@ def request(route: Route, body: bytes, monkeypatch: pytest.MonkeyPatch) -> tuple
 
     monkeypatch.setattr(Request, "query", query)
     params = {name: "other" if name == "model_id" else "op-1" for name in re.findall(r"\{(\w+)\}", route.path)}
+    caller = Caller("test", "test", frozenset(Access))
     made = Request(
         record=Record("r"),
-        caller=Caller("test", "test", frozenset(Access)),
+        caller=caller,
+        ticket=Quotas(LimitPolicy()).enter(caller, route.counts, {}),
         head=Head(),  # type: ignore[arg-type]
         params=params,
         body=body,

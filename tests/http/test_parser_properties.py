@@ -78,10 +78,11 @@ class Fed(Connection):
         super().__init__(sock, LIMITS)
         self._packets = list(packets)
 
-    def _fill(self, deadline: float) -> None:
+    def _has_filled(self) -> bool:
         if not self._packets:
             raise EndOfInput("no more packets")
         self._buffer += self._packets.pop(0)
+        return True
 
 
 Outcome = tuple[RequestHead, bytes] | tuple[type[Exception], str]
