@@ -5,6 +5,7 @@ openapi.json is written by hand, and says what many answers have in common once:
 - an answer that is a list of error codes stands for an error of that status with one of those codes;
 - `x-answer` names one of `x-answers`, and `x-codes` beside it are codes of errors that may come in its stead;
 - `x-every-answer` can be the answer to any request, `x-every-post` that to any POST, `x-every-keyed` where a key is asked for;
+- `x-limited` are fields of every answer of what is limited a minute, as its 429 says;
 - `x-refusals` says what a status means, and which header fields such an error has.
 """
 
@@ -67,6 +68,9 @@ def _answers(method: str, operation: Json, shared: Json) -> Json:
             codes.update(answer.pop("x-codes", ()))
             whole = {**shared["x-answers"][answer["x-answer"]]} if "x-answer" in answer else answer
             answers[status] = _or_refused(whole, shared["x-refusals"].get(status), codes)
+    if "rate_limit_exceeded" in own.get("429", ()):
+        for answer in answers.values():
+            answer["headers"] |= _headers(shared["x-limited"])
     return answers
 
 

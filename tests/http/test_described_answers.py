@@ -16,6 +16,7 @@ from fake_service import LOADED, OP, STATUS, FakeService
 from raw_client import Answer, RawClient
 
 from modeld import errors
+from modeld.clientlimits import ClientLimits, LimitPolicy
 from modeld.errors import EngineFailed, MethodNotAllowed, ModeldError, PermissionDenied
 from modeld.httpapi import exchange, router
 from modeld.httpapi.auth import Gate, Rules
@@ -24,6 +25,7 @@ from modeld.httpapi.description import document
 from modeld.httpapi.head import RequestHead
 from modeld.httpapi.limits import Limits
 from modeld.httpapi.message import Request, Response
+from modeld.httpapi.quotas import Quotas
 from modeld.httpapi.router import ROUTES, Route
 from modeld.httpapi.server import HttpServer
 from modeld.httpapi.service import Service
@@ -56,10 +58,10 @@ class Serving:
         self._servers: list[HttpServer] = []
         self._clients: list[RawClient] = []
 
-    def client(self, gate: Gate | None = None, **limits: Any) -> RawClient:
-        """`gate` and `limits`: of a server of its own."""
-        if gate or limits or not self._servers:
-            self._servers.append(HttpServer(self.service, "127.0.0.1", 0, Limits(**limits), gate=gate))
+    def client(self, gate: Gate | None = None, quotas: Quotas | None = None, **limits: Any) -> RawClient:
+        """All of these are of a server of its own."""
+        if gate or quotas or limits or not self._servers:
+            self._servers.append(HttpServer(self.service, "127.0.0.1", 0, Limits(**limits), gate=gate, quotas=quotas))
             self._servers[-1].start()
         self._clients.append(RawClient(self._servers[-1].address))
         return self._clients[-1]
@@ -155,6 +157,18 @@ def denied(serving: Serving, refused: Refused) -> Answer:
     return serving.client(Gate(Rules(keys=rules))).send(head(refused, f"X-Api-Key: {KEY}") + "\r\n").answer()
 
 
+def too_soon(serving: Serving, refused: Refused) -> Answer:
+    """The second one of a minute; the first one, too, tells how many there are."""
+    client = serving.client(quotas=Quotas(LimitPolicy(ClientLimits(requests_per_minute=1, tokens_per_minute=100))))
+    first = client.request(refused.method, target(refused.path), body_of(refused.method, refused.path))
+    DESCRIBED.check(refused.method, refused.path, first.status, first.fields, first.body)
+    second = client.request(refused.method, target(refused.path), body_of(refused.method, refused.path))
+    for answer in (first, second):
+        assert (answer.fields["x-ratelimit-limit-requests"], answer.fields["x-ratelimit-remaining-requests"]) == ("1", "0")
+    assert int(second.fields["retry-after-ms"]) > 0
+    return second
+
+
 def unknown(serving: Serving, refused: Refused) -> Answer:
     return serving.ask(refused.method, re.sub(r"\{\w+\}", "nothing", refused.path))
 
@@ -180,6 +194,7 @@ BY_THE_EXCHANGE: dict[tuple[int, str], Callable[[Serving, Refused], Answer]] = {
         s.client().send(head(replace(r, method="POST")).replace("json", "xml") + "\r\n").answer()
     ),
     (417, "invalid_request"): lambda s, r: s.client().send(head(r, "Expect: miracles") + "\r\n").answer(),
+    (429, "rate_limit_exceeded"): too_soon,
     (431, "headers_too_large"): lambda s, r: s.client().send(head(r, f"X-Long: {'x' * 9000}") + "\r\n").answer(),
     (500, "internal_error"): faulty,
     (501, "invalid_request"): lambda s, r: s.client().send(head(r, "Transfer-Encoding: gzip, chunked") + "\r\n").answer(),

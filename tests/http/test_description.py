@@ -23,7 +23,7 @@ from modeld.httpapi.description import document
 from modeld.httpapi.fields import Fields
 from modeld.httpapi.limits import Limits
 from modeld.httpapi.message import Request
-from modeld.httpapi.quotas import Quotas
+from modeld.httpapi.quotas import Counts, Quotas
 from modeld.httpapi.record import Record
 from modeld.httpapi.router import ROUTES, Route
 from modeld.httpapi.strictjson import parse_object
@@ -59,7 +59,7 @@ def test_it_is_served_with_the_daemons_version(client: RawClient, service: FakeS
 
 
 def test_no_notation_of_ours_is_left_in_it():
-    assert not re.findall(r'"x-(?!should-retry)[a-z-]+"', json.dumps(DOCUMENT))
+    assert not re.findall(r'"x-(?!should-retry|ratelimit)[a-z-]+"', json.dumps(DOCUMENT))
 
 
 def test_every_route_is_in_it_and_every_operation_is_a_route():
@@ -71,6 +71,21 @@ def test_each_operation_asks_for_the_scope_of_its_route(route: Route):
     asked = DESCRIBED.operation(route.method, route.path).get("security", DOCUMENT["security"])
     schemes = DOCUMENT["components"]["securitySchemes"]
     assert asked == ([] if route.access is Access.OPEN else [{name: [route.access.value]} for name in schemes])
+
+
+@pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.path}")
+def test_what_counts_for_a_clients_limits_says_so(route: Route):
+    responses = DESCRIBED.operation(route.method, route.path)["responses"]
+    codes = {*responses["429"]["content"]["application/json"]["examples"]} if "429" in responses else set()
+    by_quotas = {
+        Counts.NOTHING: {"too_many_requests"} if route.path == "/events" else set(),  # for its streams
+        Counts.REQUEST: {"rate_limit_exceeded"},
+        Counts.GENERATION: {"rate_limit_exceeded", "too_many_requests"},
+    }
+    assert codes - {"queue_full"} == by_quotas[route.counts]
+    fields = {f"x-ratelimit-{what}-{kind}" for what in ("limit", "remaining", "reset") for kind in ("requests", "tokens")}
+    for answer in map(DESCRIBED.resolved, responses.values()):
+        assert (fields & {*answer["headers"]}) == (fields if route.counts is not Counts.NOTHING else set())
 
 
 # -- schemas
@@ -179,7 +194,7 @@ def request(route: Route, body: bytes, monkeypatch: pytest.MonkeyPatch) -> tuple
     made = Request(
         record=Record("r"),
         caller=caller,
-        ticket=Quotas(LimitPolicy()).enter(caller, route.counts, {}),
+        ticket=Quotas(LimitPolicy()).enter(caller, Counts.NOTHING, {}),
         head=Head(),  # type: ignore[arg-type]
         params=params,
         body=body,
