@@ -87,9 +87,8 @@ def _or_refused(answer: Json, said: Json | None, codes: Iterable[str]) -> Json:
     headers = _headers(["X-Request-Id", *(said["headers"] if said is not None else ())])
     whole = {**answer, "headers": headers | answer.get("headers", {})}
     if codes:
-        [(media_type, body)] = answer["content"].items()
-        either = {"anyOf": [body["schema"], {"$ref": "#/components/schemas/Error"}]}
-        whole["content"] = {media_type: {"schema": either, "examples": _examples(codes)}}
+        either = {"anyOf": [answer["content"]["application/json"]["schema"], {"$ref": "#/components/schemas/Error"}]}
+        whole["content"] = {**answer["content"], "application/json": {"schema": either, "examples": _examples(codes)}}
     return whole
 
 

@@ -260,6 +260,7 @@ EVENTS: dict[str, dict[str, object]] = {
     "model_ready": {"op_id": "o", "target_model_id": "m", "current_model_id": "m", "generation": 2, "ms": 3.5},
     "model_error": {"op_id": "o", "target_model_id": "m", "code": "op_cancelled", "message": "by you", "rolled_back_to": "n"},
     "model_unloaded": {"op_id": "o", "target_model_id": None, "model_id": None},
+    "shutdown": {"reason": "SIGTERM", "deadline_s": 20.0},
     "config_reloaded": {"models": 2, "added": [], "removed": ["a"], "altered": []},
     "config_error": {"message": "models.yaml:3: unknown key"},
 }
@@ -350,11 +351,15 @@ ANSWERS: dict[Key, list[Callable[[Serving], Answer]]] = {
     ],
     ("GET", "/events", 200): [all_events(), all_events("Last-Event-ID: of-another-life")],
     ("GET", "/openapi.json", 200): [plain("GET", "/openapi.json")],
-    ("GET", "/livez", 200): [plain("GET", "/livez")],
-    ("GET", "/readyz", 200): [plain("GET", "/readyz")],
-    ("GET", "/readyz", 503): [with_status("/readyz", state=state, current_model=None) for state in (State.LOADING, State.ERROR)],
-    ("GET", "/healthz", 200): [plain("GET", "/healthz")],
-    ("GET", "/healthz", 503): [with_status("/healthz", state=State.LOADING, current_model=None)],
+    ("GET", "/livez", 200): [plain("GET", "/livez"), plain("GET", "/livez?verbose")],
+    ("GET", "/readyz", 200): [plain("GET", "/readyz"), plain("GET", "/readyz?verbose&exclude=model&exclude=nothing")],
+    ("GET", "/readyz", 503): [
+        with_status("/readyz", state=State.LOADING, current_model=None),
+        with_status("/readyz", stopping=True),
+        with_status("/readyz?verbose", state=State.ERROR, current_model=None),
+    ],
+    ("GET", "/healthz", 200): [plain("GET", "/healthz"), plain("GET", "/healthz?verbose")],
+    ("GET", "/healthz", 503): [with_status(f"/healthz{query}", state=State.ERROR) for query in ("", "?verbose")],
     ("GET", "/health", 200): [plain("GET", "/health")],
     ("GET", "/health", 503): [with_status("/health", state=state, current_model=None) for state in (State.LOADING, State.ERROR)],
     ("GET", "/props", 200): [plain("GET", "/props")],
@@ -410,3 +415,17 @@ def test_every_other_answer_is_as_documented(serving: Serving, key: Key, ask: Ca
     answer = ask(serving)
     assert answer.status == status, answer.body
     DESCRIBED.check(method, path, status, answer.fields, answer.body)
+
+
+@pytest.mark.parametrize(
+    "key", [key for key in ANSWERS if len(DESCRIBED.answer(*key)["content"]) > 1], ids=lambda key: f"{key[0]} {key[1]} {key[2]}"
+)
+def test_an_answer_that_has_several_forms_is_given_in_each(key: Key, monkeypatch: pytest.MonkeyPatch):
+    forms = set()
+    for ask in ANSWERS[key]:
+        serving = Serving(monkeypatch)
+        try:
+            forms.add(ask(serving).fields["content-type"].partition(";")[0])
+        finally:
+            serving.close()
+    assert forms == {*DESCRIBED.answer(*key)["content"]}

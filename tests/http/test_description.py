@@ -182,13 +182,25 @@ def request(route: Route, body: bytes, monkeypatch: pytest.MonkeyPatch) -> tuple
     looked: set[tuple[str, str]] = set()
 
     class Head:
+        path = route.path
+
         def field(self, name: str) -> None:
             looked.add(("header", name))
 
     def query(_: Request, name: str) -> None:
         looked.add(("query", name))
 
+    def has_query(_: Request, name: str) -> bool:
+        looked.add(("query", name))
+        return True
+
+    def queries(_: Request, name: str) -> list[str]:
+        looked.add(("query", name))
+        return []
+
     monkeypatch.setattr(Request, "query", query)
+    monkeypatch.setattr(Request, "has_query", has_query)
+    monkeypatch.setattr(Request, "queries", queries)
     params = {name: "other" if name == "model_id" else "op-1" for name in re.findall(r"\{(\w+)\}", route.path)}
     caller = Caller("test", "test", frozenset(Access))
     made = Request(
