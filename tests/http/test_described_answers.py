@@ -127,8 +127,10 @@ def slow(serving: Serving, refused: Refused) -> Answer:
 
 
 def crowded(serving: Serving, refused: Refused) -> Answer:
-    first = serving.client(connections=1)
-    assert first.request("GET", "/livez").status == 200
+    """The only connection has a request that runs: there is none to be closed for another."""
+    serving.service.script = None
+    serving.client(connections=1).post_only("POST", "/v1/completions", {"prompt": "x"})
+    serving.service.generation()
     return serving.client().send(head(refused) + "\r\n").answer()
 
 
