@@ -217,10 +217,12 @@ def counted_as(client: str) -> str:
     if ":" not in client:
         return client
     try:
-        address = int(ipaddress.IPv6Address(client))
+        address = ipaddress.IPv6Address(client)
     except ValueError:  # no address: the name of a key
         return client
-    return f"{ipaddress.IPv6Address(address >> 64 << 64)}/64"
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return f"{ipaddress.IPv6Address(int(address) >> 64 << 64)}/64"
 
 
 def duration(seconds: float) -> str:

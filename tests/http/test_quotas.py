@@ -283,6 +283,7 @@ def test_other_limits_hold_from_the_next_request_on_and_what_was_taken_stays_tak
         ("2001:db8:1:3::1", "2001:db8:1:3::/64"),
         ("::1", "::/64"),
         ("fe80::1%eth0", "fe80::/64"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
         ("unix", "unix"),
         ("uid:1000", "uid:1000"),
         ("key:abc", "key:abc"),
