@@ -7,8 +7,10 @@ import os
 import resource
 import signal
 import socket
+import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -232,11 +234,63 @@ def test_every_thread_of_a_daemon_that_answers_is_well(tmp_path: Path) -> None:
     with Daemon(demo_config(tmp_path)) as daemon:
         daemon.wait_ready()
         daemon.complete(max_tokens=5)
-        with socket.create_connection((daemon.host, daemon.port), 10) as client:
-            client.sendall(b"GET /livez?verbose HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-            text = b"".join(iter(lambda: client.recv(65536), b"")).decode()
         names = ["ping", "switch", "engine", "deliver", "tokenize-0", "tokenize-1", "accept", "watch", "config"]
-        assert text.split("\r\n\r\n")[1].splitlines() == [*(f"[+]{name} ok" for name in names), "livez check passed"]
+        assert verbose(daemon, "/livez") == [*(f"[+]{name} ok" for name in names), "livez check passed"]
+
+
+HANGS = """
+import pathlib, sys, time
+from modeld import app
+from modeld.engine.engine import Engine
+
+flag, sample = pathlib.Path(sys.argv[1]), Engine._sample
+
+def hangs(self, ready):
+    while flag.exists():
+        time.sleep(0.01)
+    sample(self, ready)
+
+Engine._sample = hangs
+sys.exit(app.main(sys.argv[2:]))
+"""
+
+
+def test_a_daemon_whose_engine_hangs_is_not_called_alive_until_it_goes_on(
+    systemd: Manager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", systemd.name)
+    monkeypatch.setenv("WATCHDOG_USEC", "200000")
+    flag = tmp_path / "hangs"
+    config = demo_config(tmp_path)
+    config.write_text(config.read_text().replace("port: 0", "port: 0, stuck_after_s: 1"))
+    with Daemon(config, command=(sys.executable, "-c", HANGS, str(flag))) as daemon:
+        daemon.wait_ready()
+        flag.touch()
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(daemon.complete, max_tokens=2)
+            line = daemon.wait_line(lambda line: "not well" in line["msg"])
+            assert (line["unwell"], line["doing"]) == ("modeld-engine", "what comes after a decode")
+            while not systemd.hears_nothing():  # what was sent before
+                pass
+            assert daemon.request("GET", "/readyz")[0] == 503
+            assert daemon.request("GET", "/livez")[0] == 200
+            assert "[-]engine failed: reason withheld" in verbose(daemon, "/livez")
+            systemd.sock.settimeout(0.6)  # six of its intervals
+            with pytest.raises(TimeoutError):
+                systemd.next()
+            systemd.sock.settimeout(DEADLINE_S)
+            flag.unlink()
+            systemd.until("WATCHDOG=1")
+            assert answer.result(DEADLINE_S)["usage"]["completion_tokens"] == 2
+        assert daemon.request("GET", "/readyz")[0] == 200
+
+
+def verbose(daemon: Daemon, path: str) -> list[str]:
+    """The lines of a probe."""
+    with socket.create_connection((daemon.host, daemon.port), 10) as client:
+        client.sendall(f"GET {path}?verbose HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+        text = b"".join(iter(lambda: client.recv(65536), b"")).decode()
+    return text.split("\r\n\r\n")[1].splitlines()
 
 
 def test_an_abort_leaves_the_stacks_of_all_threads_in_the_log(tmp_path: Path) -> None:
