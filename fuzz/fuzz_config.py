@@ -158,6 +158,9 @@ def seeds() -> Iterator[bytes]:
     yield f"{one}}}]\n#MODELD_HOST=h\n#MODELD_PORT=1\n#MODELD_LOG_LEVEL=debug\n#MODELD_LOG_FORMAT=json\n".encode()
     yield b"models: []\n#MODELD_PORT=http\n"
     yield b"models:\n  - {id: a, path: a}\n  - {id: a, path: b}\n"
+    hosts, others = b"[.Example.com, '*', h]", b"['https://H:443', 'http://[::1]:9']"
+    yield b"models: []\nserver: {allowed_hosts: " + hosts + b", cors_origins: " + others + b", api_key_file: k}\n"
+    yield b"models: []\nserver: {allowed_hosts: [h:1, 1], cors_origins: [a, 'http://h/'], unix_admin_uids: [-1], host: '::'}\n"
     yield "\ufeffmodels: []\nserver: {host: '::1', port: 0}\n# é\u2028\n".encode()
     yield b"models: &x []\n"
     yield b"models: *x\n"
