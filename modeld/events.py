@@ -13,7 +13,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -65,6 +65,7 @@ class EventHub:
         self._last = 0  # number of the latest event
         self._ring: deque[Event] = deque(maxlen=RING_SIZE)  # numbers _last-len+1 .. _last
         self._subscribers: set[Subscription] = set()
+        self._wakes: set[Callable[[], None]] = set()  # called after each event and at the end, without the lock
         self._closed = False
 
     def publish(self, name: str, data: Mapping[str, object], status: Status) -> Event:
@@ -75,6 +76,9 @@ class EventHub:
             self._ring.append(event)
             self._status = status
             self._cond.notify_all()
+            wakes = tuple(self._wakes)
+        for wake in wakes:
+            wake()
         return event
 
     def subscribe(self, last_event_id: str | None, status_now: Status) -> Subscription:
@@ -106,6 +110,9 @@ class EventHub:
             self._closed = True
             self._subscribers.clear()
             self._cond.notify_all()
+            wakes = tuple(self._wakes)
+        for wake in wakes:
+            wake()
 
     # -- called by Subscription
 
@@ -121,6 +128,10 @@ class EventHub:
                 raise SubscriptionEnded("the subscription was closed")
             subscription._next = self._last + 1
         return events
+
+    def _on_event(self, wake: Callable[[], None]) -> None:
+        with self._cond:
+            self._wakes.add(wake)
 
     def _drop(self, subscription: Subscription) -> None:
         with self._cond:
@@ -157,6 +168,14 @@ class Subscription:
         Raises SubscriptionEnded.
         """
         return self._hub._take(self, timeout_s)
+
+    def on_event(self, wake: Callable[[], None]) -> None:
+        """Call `wake` after each event, and when the hub closes, for a reader that takes with no time to wait.
+
+        It runs on the thread that publishes, must not wait, and stays for the life of the hub: a reader of many subscriptions
+        gives the same one for all, and is called once.
+        """
+        self._hub._on_event(wake)
 
     def close(self) -> None:
         """Idempotent; a take that waits ends."""

@@ -211,3 +211,18 @@ def test_snapshot_and_id_agree_under_a_publisher_that_never_rests() -> None:
         finally:
             stop.set()
         assert publishing.result(DEADLINE_S) > 0
+
+
+def test_whoever_reads_many_subscriptions_is_woken_once_for_each_event_and_at_the_end() -> None:
+    hub = EventHub(STATUS)
+    woken: list[int] = []
+
+    def wake() -> None:
+        woken.append(hub._last)
+
+    for _ in range(3):
+        hub.subscribe(None, STATUS).on_event(wake)
+    publish(hub, 2)
+    assert woken == [1, 2]
+    hub.close()
+    assert woken == [1, 2, 2]

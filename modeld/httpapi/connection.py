@@ -203,6 +203,17 @@ class Connection:
         self._unsent = data[n_sent:]
         return not self._unsent
 
+    def send_some(self, data: bytes | memoryview) -> int:
+        """Hand over what the kernel takes without waiting; how many bytes that was. Raises Disconnected."""
+        try:
+            n_sent = self.sock.send(data)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise Disconnected(str(error)) from error
+        self.sent_bytes += n_sent
+        return n_sent
+
     def _send_slowly(self, rest: memoryview) -> None:
         deadline = time.monotonic() + self.limits.send_s
         while rest:
@@ -233,6 +244,15 @@ class Connection:
                 if time.monotonic() >= deadline:
                     break
         self.sock.close()
+
+    def read_away(self) -> bool:
+        """Throw away what has come, without waiting; False once the client has closed its side, or is gone."""
+        try:
+            return bool(self.sock.recv(_PIECE))
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
 
     def abort(self) -> None:
         """Close at once; what the client has not read is thrown away (a reader that stalled would hold it in the kernel)."""

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from modeld.errors import ModeldError
-from modeld.events import Event, Snapshot, Subscription, SubscriptionEnded
+from modeld.errors import ModeldError, ShuttingDown
+from modeld.events import Snapshot, SubscriptionEnded
 from modeld.httpapi import schema, sse
-from modeld.httpapi.message import Request, Response, StreamResponse, json_response
+from modeld.httpapi.message import EventsResponse, Request, Response, json_response
 from modeld.httpapi.service import Service
 
 
@@ -24,34 +22,22 @@ def get_status(_: Request, service: Service) -> Response:
 # -- events
 
 
-def get_events(request: Request, service: Service) -> StreamResponse:
+def get_events(request: Request, service: Service) -> EventsResponse:
     last_event_id = sse.last_event_id(request.head.field("last-event-id"), request.query("last_event_id"))
     request.ticket.begin_stream()
     subscription = service.subscribe(last_event_id)
-    request.on_client_gone(subscription.close)
-    writes = _event_writes(subscription, request.limits.heartbeat_s)
-    return StreamResponse(writes, error_frame=_error_event, fields=sse.FIELDS, endless=True)
-
-
-def _event_writes(subscription: Subscription, heartbeat_s: float) -> Iterator[tuple[bytes, ...]]:
-    wait_s = 0.0  # a replay sends what was missed, or a comment: its head must not wait for an event that may be far
     before = sse.RETRY  # the first event
     if subscription.first is not None:
         first, *more = _first_frames(subscription.first)
-        yield before + first, *more
-        before, wait_s = b"", heartbeat_s
-    while True:
+    else:
         try:
-            events = subscription.take(wait_s)
+            missed = subscription.take(0)
         except SubscriptionEnded:
-            return
-        if events:
-            first, *more = [_frame(event) for event in events]
-            yield before + first, *more
-            before = b""
-        else:
-            yield (sse.KEEP_ALIVE,)
-        wait_s = heartbeat_s
+            raise ShuttingDown("the daemon is stopping") from None
+        # A replay sends what was missed, or a comment: its head must not wait for an event that may be far.
+        first, *more = [sse.event_frame(event.id, event.name, dict(event.data)) for event in missed] or [b""]
+    frames, before = ((before + first, *more), b"") if first else ((sse.KEEP_ALIVE,), before)
+    return EventsResponse(frames, before, subscription, _error_event, sse.FIELDS)
 
 
 def _first_frames(first: Snapshot) -> tuple[bytes, ...]:
@@ -62,10 +48,6 @@ def _first_frames(first: Snapshot) -> tuple[bytes, ...]:
     return sse.event_frame(first.id, "resync", {"reason": reason}), snapshot
 
 
-def _frame(event: Event) -> bytes:
-    return sse.event_frame(event.id, event.name, dict(event.data))
-
-
 def _error_event(error: ModeldError) -> bytes:
-    """A fault of ours in the middle of the stream: a comment, so that no reader takes it for an event with an id."""
+    """What ends the stream before its time: a comment, so that no reader takes it for an event with an id."""
     return f": {error.code}\n\n".encode()

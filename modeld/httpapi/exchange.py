@@ -7,6 +7,7 @@ is logged with its trace and becomes a 500 that says nothing but the request id.
 from __future__ import annotations
 
 import contextlib
+import enum
 import http
 import logging
 import re
@@ -23,8 +24,18 @@ from modeld.httpapi.auth import Gate
 from modeld.httpapi.body import check_length, read_body
 from modeld.httpapi.caller import Access, Caller
 from modeld.httpapi.connection import Connection, Disconnected, EndOfInput
+from modeld.httpapi.followers import Follower, Followers
 from modeld.httpapi.head import RequestHead, parse_head
-from modeld.httpapi.message import LAST_FRAME, Request, Response, StreamResponse, encode_head, json_response
+from modeld.httpapi.message import (
+    LAST_FRAME,
+    EventsResponse,
+    Request,
+    Response,
+    StreamResponse,
+    chunk,
+    encode_head,
+    json_response,
+)
 from modeld.httpapi.quotas import Quotas, Ticket
 from modeld.httpapi.record import Record
 from modeld.httpapi.router import Route, match, options
@@ -45,9 +56,18 @@ class Site:
 
     service: Service
     watch: ClientWatch
+    followers: Followers
     stopping: Callable[[], bool]  # the server closes: no response promises another one
     gate: Gate
     quotas: Quotas
+
+
+class After(enum.Enum):
+    """What becomes of a connection whose request was answered."""
+
+    NEXT = "next"  # it can carry another one
+    CLOSE = "close"
+    HANDED_OVER = "handed over"  # it is the followers' now
 
 
 class Exchange:
@@ -66,28 +86,37 @@ class Exchange:
         self._ticket: Ticket | None = None
         self._unread_bytes = 0  # of the request's body; -1: unknown, the connection cannot be kept
         self._on_gone: Callable[[], None] | None = None
+        self._error_frame: Callable[[ModeldError], bytes] | None = None  # of events that are followed
         self._failed = False  # the handler raised
+        self._sent_before = connection.sent_bytes
         self._finished = False  # what the handler wanted to say was handed to the kernel, all of it
 
-    def run(self, raw_head: bytes) -> bool:
-        """Answer the request with that head; whether the connection can carry another one.
-
-        Raises Disconnected where the client left before it had its answer.
-        """
-        sent_before = self._connection.sent_bytes
+    def run(self, raw_head: bytes) -> After:
+        """Answer the request with that head. Raises Disconnected where the client left before it had its answer."""
+        after = After.CLOSE
         try:
             response = self._answer(raw_head)
+            if isinstance(response, EventsResponse) and not self._is_head():
+                self._begin_events(response)
+                after = After.HANDED_OVER
+                return after
             keep = self._may_keep(response)
             self._send(response, keep)
-            return keep and self._skip_unread()
+            after = After.NEXT if keep and self._skip_unread() else After.CLOSE
+            return after
         except Disconnected:
             self._record.status = _CLIENT_GONE
             raise
         finally:
-            self._site.watch.remove(self._connection.sock.fileno())
-            if self._on_gone is not None and not self._finished:
-                self._on_gone()
-            self._end(sent_before)
+            if after is not After.HANDED_OVER:
+                self.conclude()
+
+    def conclude(self) -> None:
+        """The last act, whichever thread comes to it: the connection's, or the followers' where they took it over."""
+        self._site.watch.remove(self._connection.sock.fileno())
+        if self._on_gone is not None and not self._finished:
+            self._on_gone()
+        self._end()
 
     def _skip_unread(self) -> bool:
         """Read the rest of the body away; False where it does not come. The request was answered, so that is no error."""
@@ -100,16 +129,15 @@ class Exchange:
     def refuse(self, error: ModeldError) -> None:
         """Answer something that is no request: a head that did not come, or came wrong, or one connection too many."""
         self._unread_bytes = -1
-        sent_before = self._connection.sent_bytes
         try:
             self._send(self._error_response(error), keep=False)
         except Disconnected:
             self._record.status = _CLIENT_GONE
-        self._end(sent_before)
+        self._end()
 
     # -- the answer
 
-    def _answer(self, raw_head: bytes) -> Response | StreamResponse:
+    def _answer(self, raw_head: bytes) -> Response | StreamResponse | EventsResponse:
         self._unread_bytes = -1
         record = self._record
         record.target = raw_head.partition(b"\r\n")[0].decode("latin-1")
@@ -200,7 +228,7 @@ class Exchange:
 
     # -- sending
 
-    def _may_keep(self, response: Response | StreamResponse) -> bool:
+    def _may_keep(self, response: Response | StreamResponse | EventsResponse) -> bool:
         """A body that nobody read would be taken for the next request: it is read away if it is short, else we close.
 
         HTTP/1.0 does not know the chunked coding: the only end that a stream has there is the end of the connection.
@@ -210,14 +238,17 @@ class Exchange:
             return False
         return 0 <= self._unread_bytes <= self._limits.drain_bytes and (head.minor >= 1 or isinstance(response, Response))
 
-    def _send(self, response: Response | StreamResponse, keep: bool) -> None:
+    def _send(self, response: Response | StreamResponse | EventsResponse, keep: bool) -> None:
         if isinstance(response, Response):
             self._send_whole(response, keep)
-        else:
+        elif isinstance(response, StreamResponse):
             self._send_stream(response, keep)
+        else:  # HEAD: nobody is going to follow
+            response.subscription.close()
+            self._connection.send(self._stream_head("text/event-stream", response.fields, keep))
 
     def _send_whole(self, response: Response, keep: bool) -> None:
-        self._settle()
+        self.settle()
         self._record.status = response.status
         fields = [("Cache-Control", "no-store")]
         if response.status != http.HTTPStatus.NO_CONTENT:  # which has no Content-Length either (RFC 9110 8.6)
@@ -229,57 +260,73 @@ class Exchange:
 
     def _send_stream(self, response: StreamResponse, keep: bool) -> None:
         """Chunked, so that the end of the stream is told apart from a cut; HTTP/1.0 has only the close for an end."""
-        self._record.status = 200
-        chunked = self._is_chunked()
-        fields = [("Content-Type", response.content_type)]
-        if chunked:
-            fields.append(("Transfer-Encoding", "chunked"))
-        head = self._encode_head(200, keep, fields, response.fields)
+        pending = self._stream_head(response.content_type, response.fields, keep)  # goes out with the first frames
         if self._is_head():
-            self._connection.send(head)
+            self._connection.send(pending)
             return
-        pending = head  # goes out with the first frames
+        chunked = self._is_chunked()
         ended = False
         for frames in self._frames(response):
             if ended := bool(frames) and frames[-1] == LAST_FRAME:
-                self._settle()
-            # The chunk of an empty frame is the one that ends the body (RFC 9112 7.1).
-            self._connection.send(pending + b"".join(map(_chunk, frames) if chunked else frames))
+                self.settle()
+            self._connection.send(pending + b"".join(map(chunk, frames) if chunked else frames))
             pending = b""
         if pending or (chunked and not ended):
-            self._connection.send(pending + (_chunk(LAST_FRAME) if chunked else b""))
+            self._connection.send(pending + (chunk(LAST_FRAME) if chunked else b""))
+
+    def _begin_events(self, response: EventsResponse) -> None:
+        """Send how they begin and give the connection away; it is closed when they end."""
+        chunked = self._is_chunked()
+        frames = b"".join(map(chunk, response.first) if chunked else response.first)
+        self._error_frame = response.error_frame
+        try:
+            self._connection.send(self._stream_head("text/event-stream", response.fields, keep=False) + frames)
+        except Disconnected:
+            response.subscription.close()
+            raise
+        self._site.followers.add(Follower(self._connection, response.subscription, chunked, self, response.before))
+
+    def refusal(self) -> bytes:
+        """The rules may be others than when the events began: the frame that ends them, or nothing. Followers' thread."""
+        rules = self._site.gate.rules
+        if rules is self._rules or self._head is None or self._error_frame is None:
+            return b""
+        self._rules = rules
+        try:
+            self._admit(self._head, self._access)
+        except ModeldError as error:
+            self._record.code = error.code
+            return self._error_frame(error)
+        return b""
+
+    def _stream_head(self, content_type: str, own: Mapping[str, str], keep: bool) -> bytes:
+        self._record.status = 200
+        fields = [("Content-Type", content_type)]
+        if self._is_chunked():
+            fields.append(("Transfer-Encoding", "chunked"))
+        return self._encode_head(200, keep, fields, own)
 
     def _try_write(self, frames: tuple[bytes, ...]) -> bool:
-        return self._connection.try_send(b"".join(map(_chunk, frames) if self._is_chunked() else frames))
+        return self._connection.try_send(b"".join(map(chunk, frames) if self._is_chunked() else frames))
 
     def _is_chunked(self) -> bool:
         return self._head is not None and self._head.minor >= 1
 
     def _frames(self, response: StreamResponse) -> Iterator[tuple[bytes, ...]]:
         try:
-            for frames in response.writes:
-                if response.endless:
-                    self._check_again()
-                yield frames
+            yield from response.writes
             self._finished = True
         except RequestCancelled as error:
             raise Disconnected("the client left while its request ran") from error
         except ModeldError as error:
             self._record.code = error.code
-            self._settle()
+            self.settle()
             yield (response.error_frame(error),)
         except Exception:
             log.exception("a fault while streaming; request_id=%s", self._record.request_id)
             self._record.code = InternalError.code
-            self._settle()
+            self.settle()
             yield (response.error_frame(self._internal_error()),)
-
-    def _check_again(self) -> None:
-        """The rules may be others than when the stream began. Raises what refuses its caller now."""
-        rules = self._site.gate.rules
-        if rules is not self._rules and self._head is not None:
-            self._rules = rules
-            self._admit(self._head, self._access)
 
     def _encode_head(self, status: int, keep: bool, fields: list[tuple[str, str]], own: Mapping[str, str]) -> bytes:
         constant = browser.constant_fields(self._origin, own)
@@ -303,17 +350,17 @@ class Exchange:
 
     # -- the end
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """What the request took is counted before its client can see its end. Idempotent."""
         if self._ticket is not None:
             record = self._record
             self._ticket.end(record.prompt_tokens - record.cached_tokens + record.completion_tokens)
 
-    def _end(self, sent_before: int) -> None:
-        self._settle()
+    def _end(self) -> None:
+        self.settle()
         record = self._record
         record.ended = time.monotonic()
-        record.n_bytes = self._connection.sent_bytes - sent_before
+        record.n_bytes = self._connection.sent_bytes - self._sent_before
         # Fields, not text: the formatters escape what a client put into them.
         fields = {
             "method": record.method[:32],
@@ -336,9 +383,10 @@ class Turnstile(Protocol):
         """It is answered; False: the server is stopping, no other one is waited for."""
 
 
-def serve(connection: Connection, site: Site, turnstile: Turnstile) -> None:
-    """Answer the requests of one connection, one after another, and close it."""
+def serve(connection: Connection, site: Site, turnstile: Turnstile) -> bool:
+    """Answer the requests of one connection, one after another, and close it; False: it was handed over, still open."""
     first = True
+    after = After.NEXT
     try:
         while True:
             try:
@@ -348,8 +396,10 @@ def serve(connection: Connection, site: Site, turnstile: Turnstile) -> None:
                 break
             if raw_head is None or not turnstile.enter():
                 break
-            keep = Exchange(connection, site).run(raw_head)
-            if not turnstile.leave() or not keep:
+            after = Exchange(connection, site).run(raw_head)
+            if after is After.HANDED_OVER:
+                return False
+            if not turnstile.leave() or after is After.CLOSE:
                 break
             first = False
         connection.finish()
@@ -358,9 +408,7 @@ def serve(connection: Connection, site: Site, turnstile: Turnstile) -> None:
     except Disconnected:
         connection.abort()
     finally:
-        with contextlib.suppress(OSError):
-            connection.sock.close()
-
-
-def _chunk(frame: bytes) -> bytes:
-    return b"%x\r\n%b\r\n" % (len(frame), frame)
+        if after is not After.HANDED_OVER:
+            with contextlib.suppress(OSError):
+                connection.sock.close()
+    return True

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from modeld.errors import InvalidRequest, ModeldError
+from modeld.events import Subscription
 from modeld.httpapi.caller import Caller
 from modeld.httpapi.head import RequestHead
 from modeld.httpapi.limits import Limits
@@ -88,14 +89,27 @@ class StreamResponse:
     """A status 200 whose body comes in writes; each is one or more frames that are ready now.
 
     `writes` may raise: the stream then ends with `error_frame` of the error and is otherwise complete. The status line
-    goes out with the first write. One that is `endless` ends when its caller's key is revoked; others end by themselves.
+    goes out with the first write.
     """
 
     writes: Iterable[tuple[bytes, ...]]
     error_frame: Callable[[ModeldError], bytes]
     fields: Mapping[str, str] = field(default_factory=dict)
     content_type: str = "text/event-stream"
-    endless: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class EventsResponse:
+    """A status 200 whose body is `first`, and then the events of the subscription as they come (see followers.py).
+
+    It ends when its caller's key is revoked, with `error_frame` of that.
+    """
+
+    first: tuple[bytes, ...]  # frames
+    before: bytes  # goes in front of the next event's lines
+    subscription: Subscription
+    error_frame: Callable[[ModeldError], bytes]
+    fields: Mapping[str, str] = field(default_factory=dict)
 
 
 def json_response(status: int, value: object, fields: Mapping[str, str] | None = None) -> Response:
@@ -117,3 +131,8 @@ def encode_head(status: int, fields: Iterable[tuple[str, str]], encoded: bytes =
             raise ValueError(f"response field {name} has a value that is not one line: {value[:80]!r}")
         lines.append(f"{name}: {value}")
     return ("\r\n".join(lines) + "\r\n").encode("latin-1") + encoded + b"\r\n"
+
+
+def chunk(frame: bytes) -> bytes:
+    """One chunk of the chunked coding; an empty one ends the body (RFC 9112 7.1)."""
+    return b"%x\r\n%b\r\n" % (len(frame), frame)

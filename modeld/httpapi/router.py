@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from modeld.errors import InvalidRequest, MethodNotAllowed, NotFound
 from modeld.httpapi import control, description, embeddings, health, openai, ops
 from modeld.httpapi.caller import Access
-from modeld.httpapi.message import Request, Response, StreamResponse
+from modeld.httpapi.message import EventsResponse, Request, Response, StreamResponse
 from modeld.httpapi.quotas import Counts
 from modeld.httpapi.service import Service
 
-Handler = Callable[[Request, Service], Response | StreamResponse]
+Handler = Callable[[Request, Service], Response | StreamResponse | EventsResponse]
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from modeld.heartbeat import Pulse
 from modeld.httpapi.auth import Gate
 from modeld.httpapi.connection import Connection
 from modeld.httpapi.exchange import Exchange, Site, serve
+from modeld.httpapi.followers import Followers
 from modeld.httpapi.limits import Limits
 from modeld.httpapi.quotas import Quotas
 from modeld.httpapi.service import Service
@@ -59,6 +60,7 @@ class HttpServer:
         self._cond = threading.Condition()
         # Guards all below. Notified when a connection ends.
         self._connections: dict[Connection, bool] = {}  # -> whether a request is being answered
+        self._places: dict[Connection, threading.BoundedSemaphore] = {}  # which each of them holds
         self._ended: list[threading.Thread] = []  # past their last act; joined by close
         self._leaving = False  # no response promises another one
         self._stopping = False
@@ -70,7 +72,10 @@ class HttpServer:
         self._listener = _Listener(self, host, port)
         self._closing = os.eventfd(0, os.EFD_CLOEXEC)  # readable once no connection is to wait for another request
         self._watch = ClientWatch()
-        self._site = Site(service, self._watch, self._is_stopping, gate or Gate(), quotas or Quotas(LimitPolicy()))
+        self._followers = Followers(self._limits, self._release)
+        self._site = Site(
+            service, self._watch, self._followers, self._is_stopping, gate or Gate(), quotas or Quotas(LimitPolicy())
+        )
 
     @property
     def address(self) -> tuple[str, int]:
@@ -83,10 +88,11 @@ class HttpServer:
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     def pulses(self) -> tuple[Pulse, ...]:
-        return self._pulse, self._watch.pulse
+        return self._pulse, self._watch.pulse, self._followers.pulse
 
     def start(self) -> None:
         self._watch.start()
+        self._followers.start()
         # The shutdown of the listening socket ends the wait, so the loop has nothing to look for by itself.
         self._accept_thread = start_thread(
             self._pulse.thread, lambda: self._listener.serve_forever(poll_interval=3600), pulse=self._pulse
@@ -132,6 +138,7 @@ class HttpServer:
             ended, self._ended = self._ended, []
         for thread in ended:
             thread.join()
+        self._followers.close()
         self._watch.close()
         if self._closing >= 0:
             os.close(self._closing)
@@ -157,29 +164,28 @@ class HttpServer:
             return
         with self._cond:
             self._connections[connection] = False
+            self._places[connection] = slots
             self._ended = [thread for thread in self._ended if thread.is_alive()]
 
         def run() -> None:
+            done = True
             try:
                 if refuse:
                     self._refuse(connection)
                 else:
-                    serve(connection, self._site, _Turnstile(self, connection))
+                    done = serve(connection, self._site, _Turnstile(self, connection))
             finally:
-                slots.release()
                 with self._cond:
-                    del self._connections[connection]
                     self._ended.append(threading.current_thread())
-                    self._cond.notify_all()
+                if done:
+                    self._release(connection)
 
         try:
             start_thread(f"modeld-http-{next(self._numbers)}", run, stack_bytes=_STACK_BYTES)
         except RuntimeError:
             log.exception("no thread for a connection")
             sock.close()
-            slots.release()
-            with self._cond:
-                del self._connections[connection]
+            self._release(connection)
 
     # -- connection threads
 
@@ -188,6 +194,13 @@ class HttpServer:
         error = TooManyConnections(message, retry_after_s=1)
         Exchange(connection, self._site).refuse(error)
         connection.finish()
+
+    def _release(self, connection: Connection) -> None:
+        """It is closed. Its own thread or the followers'."""
+        with self._cond:
+            self._places.pop(connection).release()
+            del self._connections[connection]
+            self._cond.notify_all()
 
     def _is_stopping(self) -> bool:
         with self._cond:

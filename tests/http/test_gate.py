@@ -19,6 +19,7 @@ from modeld.httpapi.browser import BrowserRules
 from modeld.httpapi.caller import Access, KeyRules
 from modeld.httpapi.connection import Connection
 from modeld.httpapi.exchange import Site, serve
+from modeld.httpapi.followers import Followers
 from modeld.httpapi.limits import Limits
 from modeld.httpapi.quotas import Quotas
 from modeld.httpapi.router import ROUTES, Route
@@ -318,7 +319,7 @@ def test_events_end_with_the_key_that_asked_for_them_and_go_on_with_any_other(
     rest = client.until(b"\r\n0\r\n\r\n")
     assert b": invalid_api_key\n\n" in rest
     assert b"told-after-it" not in rest
-    assert Case("GET /status", LOCAL, None, "", 401).send(client, "web").status == 401
+    assert Case("GET /status", LOCAL, None, "", 401).send(connect(), "web").status == 401
     assert len(service.hub._subscribers) == 1
 
 
@@ -348,7 +349,7 @@ def over_unix(service: FakeService, gate: Gate, quotas: Quotas) -> Iterator[RawC
     ours, theirs = socket.socketpair(socket.AF_UNIX)
     watch = ClientWatch()
     watch.start()
-    site = Site(service, watch, lambda: False, gate, quotas)
+    site = Site(service, watch, Followers(Limits(), lambda _: None), lambda: False, gate, quotas)
     thread = threading.Thread(target=serve, args=(Connection(ours, Limits(linger_s=0.1)), site, _Always()))
     thread.start()
     client = RawClient.__new__(RawClient)

@@ -1,0 +1,143 @@
+"""Readers of /events: one thread for all of them, which none of them can hold up."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+from fake_service import FakeService
+from raw_client import RawClient
+
+from modeld.events import RING_SIZE
+from modeld.httpapi import sse
+from modeld.httpapi.limits import Limits
+from modeld.httpapi.server import HttpServer
+
+Connect = Callable[[], RawClient]
+DEADLINE_S = 10.0
+LARGE = {"text": "x" * 400_000}
+
+
+def follow(client: RawClient, *fields: str, version: str = "1.1") -> RawClient:
+    client.post_only("GET", "/events", None, *fields, version=version)
+    client.until(b"event: snapshot")
+    client.until(b"\n\n")
+    return client
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not holds():
+        assert time.monotonic() < deadline, "not within the deadline"
+
+
+def n_subscribers(service: FakeService) -> int:
+    with service.hub._cond:
+        return len(service.hub._subscribers)
+
+
+def test_readers_hold_no_thread_and_an_event_is_encoded_once(connect: Connect, service: FakeService, monkeypatch):
+    readers = [follow(connect()) for _ in range(20)]
+    wait_until(lambda: not [thread for thread in threading.enumerate() if thread.name.startswith("modeld-http-")])
+    encoded: list[str] = []
+    whole = sse.event_frame
+
+    def counted(event_id: str, name: str, data: object) -> bytes:
+        encoded.append(event_id)
+        return whole(event_id, name, data)
+
+    monkeypatch.setattr(sse, "event_frame", counted)
+    ids = [service.publish("e", {"n": n}) for n in range(5)]
+    for reader in readers:
+        for event_id in ids:
+            assert reader.until(b"\n\n").split(b"id: ")[1].startswith(event_id.encode())
+    assert encoded == ids
+
+
+def test_readers_of_both_versions_get_the_same_events(connect: Connect, service: FakeService):
+    old, new = follow(connect(), version="1.0"), follow(connect())
+    service.publish("e", {})
+    assert new.until(b"\n\n").split(b"\r\n")[-1] == (frame := old.until(b"\n\n"))
+    assert frame.startswith(b"id: ")
+    service.hub.close()
+    assert old.rest() == b""
+    assert new.rest() == b"\r\n0\r\n\r\n"
+
+
+@pytest.mark.parametrize("limits", [Limits(send_s=0.5, heartbeat_s=0.1)])
+def test_a_reader_that_stalls_holds_up_nobody_and_is_cut(connect: Connect, service: FakeService):
+    stalled, reader = follow(connect()), follow(connect())
+    for n in range(30):  # 12 MB: more than the kernels' buffers take
+        event_id = service.publish("e", {**LARGE, "n": n})
+        reader.until(f"id: {event_id}\n".encode())
+        reader.until(b"\n\n")
+    wait_until(lambda: n_subscribers(service) == 1)
+    with pytest.raises(ConnectionResetError):  # what its kernel has got is thrown away
+        stalled.rest()
+    last = service.publish("e", {})
+    reader.until(f"id: {last}\n".encode())
+
+
+def test_what_a_slow_reader_missed_comes_in_order_once_it_goes_on(client: RawClient, service: FakeService):
+    follow(client)
+    ids = [service.publish("e", {**LARGE, "n": n}) for n in range(40)]
+    seen = [client.until(b"\n\n").split(b"id: ")[1].split(b"\n")[0].decode() for _ in ids]
+    assert seen == ids
+
+
+def test_a_reader_that_fell_out_of_the_ring_finds_its_stream_ended(client, server: HttpServer, service: FakeService):
+    follow(client)
+    for n in range(30):
+        service.publish("e", {**LARGE, "n": n})
+    wait_until(lambda: bool(server._followers._stalled.members()))
+    last = [service.publish("e", {"n": n}) for n in range(RING_SIZE + 1)][-1]
+    rest = client.rest()
+    assert rest.endswith(b"\r\n0\r\n\r\n")
+    assert last.encode() not in rest
+
+
+def test_the_end_arrives_also_where_the_client_goes_on_sending(client: RawClient, service: FakeService):
+    follow(client)
+    client.send(b"x" * 100_000)
+    service.hub.close()
+    assert client.rest() == b"\r\n0\r\n\r\n"
+
+
+@pytest.mark.parametrize("limits", [Limits(linger_s=0.1)])
+def test_a_client_that_does_not_close_after_the_end_is_closed(client: RawClient, server: HttpServer, service: FakeService):
+    follow(client)
+    service.hub.close()
+    assert client.rest() == b"\r\n0\r\n\r\n"
+    wait_until(lambda: not server._connections)
+
+
+def test_a_fault_with_one_reader_is_logged_and_ends_only_its_stream(connect: Connect, service: FakeService, caplog):
+    broken, reader = follow(connect()), follow(connect())
+    service.subscriptions[0].take = None
+    service.publish("e", {})
+    reader.until(b"event: e")
+    assert broken.is_closed()
+    assert [record for record in caplog.records if record.levelno == logging.ERROR]
+
+
+def test_the_access_log_tells_of_a_reader_when_it_has_left(connect: Connect, service: FakeService, caplog):
+    caplog.set_level(logging.INFO, "modeld.http")
+    reader = follow(connect(), "X-Request-Id: reader")
+    lines = [record for record in caplog.records if record.name == "modeld.http"]
+    assert not lines
+    service.publish("e", {})
+    reader.until(b"event: e")
+    reader.close()
+    wait_until(lambda: any(vars(record).get("request_id") == "reader" for record in caplog.records))
+    (line,) = [vars(record) for record in caplog.records if vars(record).get("request_id") == "reader"]
+    assert (line["status"], line["target"]) == (200, "/events")
+    assert line["bytes"] > 300
+
+
+def test_closing_the_server_cuts_readers_whose_events_do_not_end(server: HttpServer, client: RawClient):
+    follow(client)
+    server.close(0.1)
+    assert client.rest() == b"\r\n"  # of the chunk that was there; no last chunk
