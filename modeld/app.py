@@ -11,16 +11,20 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modeld import __version__, keys, logs
+from modeld.addresses import parse_host
 from modeld.config import Config, ServerConfig
+from modeld.descriptors import connections_that_fit
 from modeld.errors import ConfigError, ModeldError
 from modeld.httpapi.auth import Gate, Rules
 from modeld.httpapi.browser import BrowserRules
 from modeld.httpapi.caller import KeyRules
 from modeld.httpapi.limits import Limits
+from modeld.httpapi.unixsocket import UnixSocket
 from modeld.llm.libllama import LLAMA_COMMIT
 from modeld.notify import Notifier
 from modeld.reload import ConfigSource, ConfigWatch
@@ -58,7 +62,8 @@ def main(argv: list[str] | None = None) -> int:
             return verify(args.config, args.model_ids, sys.stdout, sys.stderr)
         except KeyboardInterrupt:  # it may take minutes
             return EXIT_INTERRUPTED
-    source = ConfigSource(config=args.config, host=args.host, port=args.port)
+    host = ",".join(args.host) if args.host else None
+    source = ConfigSource(config=args.config, host=host, port=args.port)
     os.environ.pop(keys.VARIABLE, None)  # processes that try a model file inherit the environment
     try:
         config = source.load()
@@ -79,6 +84,7 @@ def serve(source: ConfigSource, config: Config) -> int:
     signals = _Signals()
     # Imported here, so that `--version` and usage errors answer at once.
     from modeld.hosting import ModelHost
+    from modeld.httpapi.listeners import ListenError
     from modeld.httpapi.quotas import Quotas
     from modeld.httpapi.server import HttpServer
     from modeld.llm.backend import backend
@@ -139,20 +145,24 @@ def serve(source: ConfigSource, config: Config) -> int:
         notifier.ready()
 
     try:
-        server = HttpServer(manager, config.server.host, config.server.port, limits_of(config.server), gate=gate, quotas=quotas)
-    except (OSError, UnicodeError) as error:  # UnicodeError: a host name with an empty or overlong label
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        log.error("cannot listen on %s port %d: %s", config.server.host, config.server.port, reason)
+        limits = limits_of(config.server)
+        limits = replace(limits, connections=connections_that_fit(limits.connections, limits.refusals))
+        unix_socket = unix_socket_of(config.server)
+        server = HttpServer(manager, config.server.host, config.server.port, limits, unix_socket, gate=gate, quotas=quotas)
+    except ListenError as error:
+        log.error("%s", error.strerror)
         memory.close()
         notifier.close()
         return EXIT_FAILED
-    if keys.exposed(config.server.host) and not config.keys:
-        log.warning("insecure: whoever reaches %s may use and switch models; no keys are configured", config.server.host)
+    if (reachable := list(filter(keys.exposed, config.server.host))) and not config.keys:
+        where = ", ".join(reachable)
+        log.warning("insecure: whoever reaches %s may use and switch models; no keys are configured", where)
     try:
         manager.other_pulses = lambda: (*server.pulses(), watch.pulse)
         manager.on_status = notifier.status
         server.start()
-        _log_url(server.url)
+        for url in server.urls:
+            _log_url(url)
         notifier.ready()
         manager.start()  # after the server: /livez answers while the first model loads
         if config.switching.watch_config:
@@ -192,9 +202,16 @@ def stop(manager: Manager, server: HttpServer, reason: str, *, delay_s: float, t
         log.warning("%d requests did not end within %g s (server.stop_timeout_s) and are cut", manager.n_open(), timeout_s)
 
 
+def unix_socket_of(server: ServerConfig) -> UnixSocket | None:
+    if server.unix_socket is None:
+        return None
+    return UnixSocket(server.unix_socket, int(server.unix_socket_mode, 8), server.unix_socket_owner)
+
+
 def limits_of(server: ServerConfig) -> Limits:
     return Limits(
         connections=server.max_connections,
+        connections_per_address=server.max_connections_per_address,
         head_bytes=server.max_head_bytes,
         head_fields=server.max_head_fields,
         head_line_bytes=server.max_head_line_bytes,
@@ -275,7 +292,13 @@ def _parser() -> argparse.ArgumentParser:
         help="the registry (default: configs/models.yaml here, else /etc/modeld/models.yaml)",
     )
     serve = commands.add_parser("serve", parents=[config], help="run the daemon in the foreground")
-    serve.add_argument("--host", help="address to listen on (default: 127.0.0.1)")
+    serve.add_argument(
+        "--host",
+        type=_hosts,
+        action="append",
+        metavar="ADDRESS",
+        help="an address to listen on (default: 127.0.0.1); several: with commas, or this flag again",
+    )
     serve.add_argument("--port", type=_port, help="port to listen on (default: 8080); 0 takes a free one")
     commands.add_parser("check", parents=[config], help="check configuration and model files; exit status 0 or 1")
     verify = commands.add_parser(
@@ -283,6 +306,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     verify.add_argument("model_ids", nargs="*", metavar="MODEL_ID", help="the models to look at (default: all)")
     return parser
+
+
+def _hosts(text: str) -> str:
+    try:
+        return ",".join(parse_host(part.strip()) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _port(text: str) -> int:

@@ -20,14 +20,19 @@ from modeld.types import ApiKey, ModelSpec
 from modeld.yamltree import Node
 
 MAX_FINDINGS = 50  # named in one error
+MAX_SOCKET_PATH_BYTES = 107  # unix(7), sun_path without its last NUL
 
 
 @dataclass(frozen=True, slots=True)
 class ServerConfig:
-    host: str = "127.0.0.1"
+    host: tuple[str, ...] = ("127.0.0.1",)
     port: int = 8080
+    unix_socket: Path | None = None
+    unix_socket_mode: str = "0660"
+    unix_socket_owner: str | None = None
     queue_size: int = 128
     max_connections: int = 512
+    max_connections_per_address: int = 0
     max_event_clients: int = 256
     max_head_bytes: int = 16384
     max_head_fields: int = 100
@@ -83,7 +88,7 @@ DEFAULT_PATHS = (Path("configs/models.yaml"), Path("/etc/modeld/models.yaml"))
 def resolve(
     *,
     config: Path | None = None,
-    host: str | None = None,
+    host: str | None = None,  # several: with commas
     port: int | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> Config:
@@ -98,7 +103,7 @@ def resolve(
             over[name] = _setting(f"--{name}", name, str(value))
     server = replace(settled.server, **over)
     keys = load_keys(server.api_key_file, environ)
-    check_exposure((server.host,), keys, insecure=server.insecure)
+    check_exposure(server.host, keys, insecure=server.insecure)
     return replace(settled, server=server, keys=keys)
 
 
@@ -182,14 +187,20 @@ class _Walk:
 
     def server(self, node: Node | None) -> ServerConfig:
         values = self.section("server", node, SERVER_KEYS)
-        if (given := values.get("api_key_file")) is not None:
-            assert node is not None
-            assert isinstance(node.value, Mapping)
+        given = node.value if node is not None and isinstance(node.value, Mapping) else {}
+        for key in ("api_key_file", "unix_socket"):
+            if values.get(key) is None:
+                continue
             try:
-                values["api_key_file"] = self.beside(given)
-            except (RuntimeError, OSError) as error:
-                self.say(node.value["api_key_file"], "server.api_key_file", str(error))
-        return ServerConfig(**values)
+                values[key] = path = self.beside(values[key])
+                if key == "unix_socket" and (length := len(os.fsencode(path))) > MAX_SOCKET_PATH_BYTES:
+                    raise ValueError(f"{path} has {length} bytes; the path of a socket may have {MAX_SOCKET_PATH_BYTES}")
+            except (RuntimeError, OSError, ValueError) as error:  # RuntimeError: ~somebody who does not exist
+                self.say(given[key], f"server.{key}", str(error))
+        server = ServerConfig(**values)
+        if not server.host and server.unix_socket is None:
+            self.say(given["host"], "server.host", "no address and no unix_socket: nobody could reach the daemon")
+        return server
 
     def default_model(self, node: Node | None, models: Sequence[ModelSpec]) -> str | None:
         if node is None:
@@ -288,8 +299,8 @@ def _setting(source: str, name: str, text: str) -> object:
     number = name in _NUMBERS and re.fullmatch(r"[0-9]{1,9}", text) is not None
     try:
         return kind.parse(Node(0, int(text) if number else text, text))
-    except ValueError:
-        raise ConfigError(f"{source}: expected {kind.expected}, found {text[:80]!r}") from None
+    except ValueError as error:
+        raise ConfigError(f"{source}: {str(error) or f'expected {kind.expected}, found {text[:80]!r}'}") from None
 
 
 _NUMBERS = {item.name for item in fields(ServerConfig) if isinstance(item.default, int)}

@@ -72,7 +72,7 @@ class ConfigSource:
         change = compare(current, self.load())
         # Of the addresses that are listened to, which may be others than those that the file has by now.
         server = change.config.server
-        check_exposure((server.host,), change.config.keys, insecure=server.insecure)
+        check_exposure(server.host, change.config.keys, insecure=server.insecure)
         return change
 
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from modeld.addresses import parse_host
 from modeld.policy import AtStart, OnBusy, OnFailure, OnInflight, Strategy
 from modeld.yamltree import Node
 
@@ -93,6 +94,28 @@ def _or_null(kind: Kind) -> Kind:
     return Kind(f"{kind.expected}, or null", lambda node: None if node.value is None else kind.parse(node))
 
 
+def _parse_hosts(node: Node) -> tuple[str, ...]:
+    """One address, or several: a list, or text with commas, which is what flags and variables can say."""
+    if isinstance(node.value, str):
+        texts = [part.strip() for part in node.value.split(",")]
+    elif isinstance(node.value, tuple):
+        texts = [str(_text(255).parse(item)) for item in node.value]
+    else:
+        _text(255).parse(node)
+        raise ValueError
+    hosts = tuple(parse_host(text) for text in texts)
+    if len(set(hosts)) < len(hosts):
+        raise ValueError(f"an address is there twice: {', '.join(hosts)[:200]}")
+    return hosts
+
+
+def _parse_file_mode(node: Node) -> str:
+    """As text: YAML reads an unquoted 0660 as 432."""
+    if node.text is None or re.fullmatch(r"0?[0-7]{3}", node.text) is None:
+        raise ValueError
+    return node.text
+
+
 def _parse_sha256(node: Node) -> str:
     if node.text is None or re.fullmatch(r"[0-9A-Fa-f]{64}", node.text) is None:
         raise ValueError
@@ -158,14 +181,20 @@ _uid = _whole(0, (1 << 32) - 2)  # the last one is no user: -1 as uid_t
 
 _ID = _pattern("1..128 characters of A-Z a-z 0-9 . _ : -", r"[A-Za-z0-9._:-]{1,128}")
 LIMITED_NAME = _ID  # of a key, or uid:N
+_HOSTS = Kind("an IPv4 or IPv6 address or `localhost`, or a list of these", _parse_hosts)
+_OWNER = _pattern("user, user:group or :group", r"[A-Za-z0-9._-]{1,64}(:[A-Za-z0-9._-]{1,64})?|:[A-Za-z0-9._-]{1,64}")
 POOLINGS = ("none", "mean", "cls", "last")
 _CACHE_TYPE = _choice("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
 
 SERVER_KEYS: tuple[Key, ...] = (
-    Key("host", _pattern("a host name or an address", r"[0-9A-Za-z._:%-]{1,253}"), "127.0.0.1", "Address to listen on."),
-    Key("port", _whole(0, 65535), "8080", "Port to listen on; 0 takes a free one."),
+    Key("host", _HOSTS, "127.0.0.1", "Addresses to listen on; `[]`: none, only `unix_socket`."),
+    Key("port", _whole(0, 65535), "8080", "Port to listen on, on each of them; 0 takes a free one."),
+    Key("unix_socket", _or_null(_text(4096)), "null", "A Unix socket to listen on, too, relative to this file."),
+    Key("unix_socket_mode", Kind("three octal digits", _parse_file_mode), "0660", "Who may connect to it."),
+    Key("unix_socket_owner", _or_null(_OWNER), "null", "Whose it is: `user`, `user:group` or `:group`; null: the daemon's."),
     Key("queue_size", _whole(0, 65536), "128", "Requests that may wait for a slot; one more gets 429 `queue_full`."),
-    Key("max_connections", _whole(1, 65536), "512", "Connections served at once; one more gets 503."),
+    Key("max_connections", _whole(1, 65536), "512", "Served at once; for one more the oldest unfinished one goes, else 503."),
+    Key("max_connections_per_address", _whole(0, 65536), "0", "Of these, from one address (IPv6: /64); 0: no such limit."),
     Key("max_event_clients", _whole(0, 65536), "256", "Of these, readers of `/events`; one more gets 503."),
     Key("max_head_bytes", _whole(1024, 1 << 20), "16384", "Request line and header fields together; more is 431."),
     Key("max_head_fields", _whole(10, 1000), "100", "Header fields of a request; more is 431."),

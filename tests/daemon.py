@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +64,16 @@ class Daemon:
     """
 
     def __init__(
-        self, config: Path, *, command: tuple[str, ...] = (sys.executable, "-m", "modeld"), env: Mapping[str, str] | None = None
+        self,
+        config: Path,
+        *,
+        command: tuple[str, ...] = (sys.executable, "-m", "modeld"),
+        env: Mapping[str, str] | None = None,
+        flags: Sequence[str] = (),
     ) -> None:
         self.started = time.monotonic()
         self.process = subprocess.Popen(
-            [*command, "serve", "--config", str(config), "--port", "0"],
+            [*command, "serve", "--config", str(config), "--port", "0", *flags],
             cwd=ROOT if env is None else config.parent,
             env={**os.environ, "PYTHONDEVMODE": "", **kept_beside(config)} if env is None else dict(env),
             stderr=subprocess.PIPE,

@@ -66,7 +66,8 @@ def test_every_key_is_taken_over(write: Write, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("HOME", "/home/somebody")
     path = write(
         f"""
-server: {{host: "::1", port: 0, queue_size: 0, max_connections: 7, max_event_clients: 6, max_head_bytes: 2048,
+server: {{host: ["::1", localhost], port: 0, unix_socket: run/m.sock, unix_socket_mode: 0600, unix_socket_owner: "a:b",
+  queue_size: 0, max_connections: 7, max_connections_per_address: 5, max_event_clients: 6, max_head_bytes: 2048,
   max_head_fields: 50, max_head_line_bytes: 999, max_body_bytes: 4096, max_drain_bytes: 0, head_timeout_s: 11,
   body_timeout_s: 12, idle_timeout_s: 13, send_timeout_s: 14, linger_s: 0, unacknowledged_timeout_s: 15, heartbeat_s: 16,
   generation_timeout_s: 9, stop_delay_s: 17, stop_timeout_s: 18, stuck_after_s: 19,
@@ -110,7 +111,8 @@ models:
     )
     loaded = load_config(path)
     assert loaded.server == ServerConfig(
-        host="::1", port=0, queue_size=0, max_connections=7, max_event_clients=6,
+        host=("::1", "127.0.0.1"), port=0, unix_socket=path.parent / "run" / "m.sock", unix_socket_mode="0600",
+        unix_socket_owner="a:b", queue_size=0, max_connections=7, max_connections_per_address=5, max_event_clients=6,
         max_head_bytes=2048, max_head_fields=50, max_head_line_bytes=999, max_body_bytes=4096, max_drain_bytes=0,
         head_timeout_s=11, body_timeout_s=12, idle_timeout_s=13, send_timeout_s=14, linger_s=0, unacknowledged_timeout_s=15,
         heartbeat_s=16, generation_timeout_s=9, stop_delay_s=17, stop_timeout_s=18, stuck_after_s=19,
@@ -204,14 +206,14 @@ def test_the_keys_lie_beside_the_file(write: Write) -> None:
         resolve(config=path, environ={})
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "modeld.example"])
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1"])
 def test_other_hosts_need_keys_wherever_the_address_comes_from(write: Write, host: str) -> None:
     plain, named = write(GOOD), f"server.host: {host} can be reached from other hosts, and there are no keys"
     for settled in ({"host": host, "environ": {}}, {"environ": {"MODELD_HOST": host}}):
         with pytest.raises(ConfigError, match=re.escape(named)):
             resolve(config=plain, **settled)
     environ = {"MODELD_API_KEYS": "ops admin 0123456789abcdef"}
-    assert resolve(config=plain, host=host, environ=environ).server.host == host
+    assert resolve(config=plain, host=host, environ=environ).server.host == (host,)
     assert resolve(config=write(GOOD + "server: {insecure: true}"), host=host, environ={}).keys == ()
 
 
@@ -287,9 +289,26 @@ def test_the_shipped_file_loads_the_demo_models() -> None:
         (GOOD + "server: {port: 8:30}", "server.port: expected a whole number 0..65535, found '8:30'"),
         (GOOD + "server: {port: 0x_}", "server.port: expected a whole number 0..65535, found '0x_'"),
         (GOOD + "server: {port: " + "9" * 5000 + "}", "server.port: expected a whole number 0..65535, found '9999"),
-        (GOOD + "server: {host: a b}", "server.host: expected a host name or an address, found 'a b'"),
-        (GOOD + "server: {host: 1}", "server.host: expected a host name or an address, found 1: put it in quotes"),
-        (GOOD + "server: {host: ''}", "server.host: expected a host name or an address, found ''"),
+        (
+            GOOD + "server: {host: modeld.example}",
+            "server.host: expected an IPv4 or IPv6 address or localhost, found 'modeld.example': names are not looked up, write",
+        ),
+        (GOOD + "server: {host: 1}", "server.host: expected text, found 1: put it in quotes"),
+        (GOOD + "server: {host: ''}", "server.host: expected an IPv4 or IPv6 address or localhost, found ''"),
+        (
+            GOOD + "server: {host: {a: b}}",
+            "server.host: expected an IPv4 or IPv6 address or `localhost`, or a list of these, found",
+        ),
+        (GOOD + "server: {host: 127.1}", "server.host: expected text, found 127.1: put it in quotes"),
+        (GOOD + "server: {host: '[::1]'}", "server.host: an IPv6 address is written without brackets here, found '[::1]'"),
+        (GOOD + "server: {host: [localhost, 127.0.0.1]}", "server.host: an address is there twice: 127.0.0.1, 127.0.0.1"),
+        (GOOD + "server: {host: []}", "server.host: no address and no unix_socket: nobody could reach the daemon"),
+        (GOOD + "server: {unix_socket: " + "a" * 200 + "}", "bytes; the path of a socket may have 107"),
+        (GOOD + "server: {unix_socket_mode: 888}", "server.unix_socket_mode: expected three octal digits, found 888"),
+        (
+            GOOD + "server: {unix_socket_owner: 'a:b:c'}",
+            "server.unix_socket_owner: expected user, user:group or :group, or null, found",
+        ),
         (GOOD + "server: {log_level: loud}", "server.log_level: expected one of debug, info, warning, error, found 'loud'"),
         (GOOD + "server: {log_format: [json]}", "server.log_format: expected one of auto, text, json, found a list"),
         (GOOD + "server: {max_connections: 0}", "server.max_connections: expected a whole number 1..65536, found 0"),
@@ -488,11 +507,11 @@ def plain(node: yamltree.Node) -> object:
 
 
 def test_flag_then_environment_then_file_then_default(write: Write) -> None:
-    path = write(GOOD + "server: {port: 1, host: file.localhost, log_level: error}")
-    environ = {"MODELD_PORT": "2", "MODELD_HOST": "env.localhost", "MODELD_LOG_FORMAT": "json"}
+    path = write(GOOD + "server: {port: 1, host: 127.0.0.2, log_level: error}")
+    environ = {"MODELD_PORT": "2", "MODELD_HOST": "127.0.0.3, ::1", "MODELD_LOG_FORMAT": "json"}
     server = resolve(config=path, port=3, environ=environ).server
-    assert server == ServerConfig(host="env.localhost", port=3, log_level="error", log_format="json")
-    assert resolve(config=path, host="::1", environ={}).server.host == "::1"
+    assert server == ServerConfig(host=("127.0.0.3", "::1"), port=3, log_level="error", log_format="json")
+    assert resolve(config=path, host="127.0.0.4", environ={}).server.host == ("127.0.0.4",)
     assert resolve(config=path, environ={"MODELD_LOG_LEVEL": "debug", "MODELD_PORT": ""}).server.log_level == "debug"
 
 
@@ -517,8 +536,8 @@ def test_the_file_is_the_flags_then_the_environments_then_the_one_here_then_the_
         ("MODELD_PORT", " 80", "MODELD_PORT: expected a whole number 0..65535, found ' 80'"),
         ("MODELD_PORT", "9" * 5000, "MODELD_PORT: expected a whole number 0..65535, found '9999"),
         ("MODELD_PORT", "\u0661", "MODELD_PORT: expected a whole number"),
-        ("MODELD_HOST", "a b", "MODELD_HOST: expected a host name or an address, found 'a b'"),
-        ("MODELD_HOST", "\udcff", "MODELD_HOST: expected a host name or an address, found '\\udcff'"),
+        ("MODELD_HOST", "a b", "MODELD_HOST: expected an IPv4 or IPv6 address or localhost, found 'a b'"),
+        ("MODELD_HOST", "\udcff", "MODELD_HOST: expected an IPv4 or IPv6 address or localhost, found '\\udcff'"),
         ("MODELD_LOG_LEVEL", "LOUD", "MODELD_LOG_LEVEL: expected one of debug, info, warning, error, found 'LOUD'"),
         ("MODELD_LOG_FORMAT", "xml", "MODELD_LOG_FORMAT: expected one of auto, text, json, found 'xml'"),
         ("MODELD_CONFIG", "/no/such/file", "/no/such/file: cannot be read: No such file or directory"),
@@ -533,7 +552,7 @@ def test_a_hostile_environment_is_named(write: Write, variable: str, value: str,
 def test_flags_are_checked_too(write: Write) -> None:
     with pytest.raises(ConfigError, match=r"--port: expected a whole number 0\.\.65535, found '70000'"):
         resolve(config=write(GOOD), port=70000, environ={})
-    with pytest.raises(ConfigError, match="--host: expected a host name"):
+    with pytest.raises(ConfigError, match="--host: expected an IPv4"):
         resolve(config=write(GOOD), host="", environ={})
 
 
@@ -567,7 +586,7 @@ def test_the_tables_have_every_field_and_its_default() -> None:
     assert [key.name for key in SWITCHING_KEYS] == [field.name for field in dataclasses.fields(SwitchPolicy)]
     assert [key.name for key in LIMIT_KEYS] == [field.name for field in dataclasses.fields(ClientLimits)]
     assert {key.name for key in MODEL_KEYS} == {field.name for field in dataclasses.fields(ModelSpec)}
-    shown = {None: "null", (): "[]", True: "true", False: "false"}
+    shown = {None: "null", (): "[]", ("127.0.0.1",): "127.0.0.1", True: "true", False: "false"}
     owners = (ServerConfig, SwitchPolicy, ClientLimits, ModelSpec)
     fields = {field.name: field for owner in owners for field in dataclasses.fields(owner)}
     for key in (key for keys in ALL_KEYS.values() for key in keys):

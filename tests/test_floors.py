@@ -18,6 +18,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "modeld.types": ("modeld.policy",),
     "modeld.heartbeat": (),
     "modeld.threads": ("modeld.heartbeat",),
+    "modeld.addresses": (),
+    "modeld.descriptors": (),
     "modeld.notify": ("modeld.types",),
     "modeld.watchdog": ("modeld.heartbeat", "modeld.threads"),
     "modeld.policy": (),
@@ -25,7 +27,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     # 1
     "modeld.events": ("modeld.errors", "modeld.types"),
     "modeld.yamltree": ("modeld.errors",),
-    "modeld.settings": ("modeld.policy", "modeld.yamltree"),
+    "modeld.settings": ("modeld.addresses", "modeld.policy", "modeld.yamltree"),
     "modeld.keys": ("modeld.errors", "modeld.types", "modeld.yamltree"),
     "modeld.config": (
         "modeld.errors",

@@ -14,6 +14,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from email.utils import formatdate
 from typing import Protocol
@@ -60,6 +61,7 @@ class Site:
     stopping: Callable[[], bool]  # the server closes: no response promises another one
     gate: Gate
     quotas: Quotas
+    receiving: Callable[[Connection], AbstractContextManager[None]]  # while a body is still to come
 
 
 class After(enum.Enum):
@@ -214,7 +216,9 @@ class Exchange:
         if head.expects_continue and head.has_body and not self._connection.has_input:
             self._connection.send(_CONTINUE)
         self._unread_bytes = -1  # while it is being read, and after it came wrong
-        body = read_body(self._connection, head, self._limits.body_bytes, time.monotonic() + self._limits.body_s)
+        deadline = time.monotonic() + self._limits.body_s
+        with self._site.receiving(self._connection) if head.has_body else contextlib.nullcontext():
+            body = read_body(self._connection, head, self._limits.body_bytes, deadline)
         self._unread_bytes = 0
         return body
 
@@ -377,10 +381,10 @@ class Turnstile(Protocol):
     """What the server wants to know of a connection, so that it can end the idle ones and wait for the others."""
 
     def enter(self) -> bool:
-        """A request has come; False: the server is stopping, no answer is begun."""
+        """A request has come; False: no answer is begun, the server is stopping or has hung up."""
 
     def leave(self) -> bool:
-        """It is answered; False: the server is stopping, no other one is waited for."""
+        """It is answered; False: no other one is waited for."""
 
 
 def serve(connection: Connection, site: Site, turnstile: Turnstile) -> bool:

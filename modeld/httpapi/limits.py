@@ -10,8 +10,9 @@ from dataclasses import dataclass
 class Limits:
     """Seconds are absolute: from the moment named, not from the last byte, so that a trickle of bytes buys no time."""
 
-    connections: int = 512  # served at once; one thread each. One more gets 503
-    refusals: int = 16  # connections that are told 503 at once; beyond them they are closed without a word
+    connections: int = 512  # served at once; one more takes the place of one that has no whole request yet, else it gets 503
+    connections_per_address: int = 0  # of these; 0: no such bound
+    refusals: int = 16  # connections beyond these that are being told 503, or to go; one more is closed without a word
     head_bytes: int = 16 << 10  # request line and fields together
     head_fields: int = 100
     head_line_bytes: int = 8190  # the request line; each field

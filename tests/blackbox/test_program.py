@@ -112,7 +112,53 @@ def test_bad_configuration_is_status_78_and_names_the_line(tmp_path: Path) -> No
     assert run("serve", "--config", str(demo_config(tmp_path)), MODELD_PORT="many").returncode == 78
 
 
-@pytest.mark.parametrize("arguments", [(), ("nonsense",), ("serve", "--nonsense"), ("serve", "--port", "x")])
+def test_a_name_for_a_host_is_refused_from_wherever_it_comes(tmp_path: Path) -> None:
+    config = demo_config(tmp_path)
+    assert "names are not looked up" in run("serve", "--config", str(config), "--host", "modeld.example").stderr
+    assert run("serve", "--config", str(config), MODELD_HOST="modeld.example").returncode == 78
+    config.write_text(config.read_text().replace("host: 127.0.0.1", "host: modeld.example"))
+    result = run("serve", "--config", str(config))
+    assert result.returncode == 78
+    assert "models.yaml:2: server.host: expected an IPv4 or IPv6 address or localhost, found 'modeld.example'" in result.stderr
+
+
+def test_all_addresses_are_told_and_served_and_the_unix_socket_is_gone_at_the_end(tmp_path: Path) -> None:
+    config = demo_config(tmp_path)
+    listen = "host: [127.0.0.1, '::1', 127.0.0.3], unix_socket: modeld.sock"
+    config.write_text(config.read_text().replace("host: 127.0.0.1", listen))
+    with Daemon(config) as daemon:
+        daemon.wait_ready()
+        urls = [line["url"] for line in daemon.lines if "url" in line]
+        port = daemon.port
+        assert urls == [
+            *(f"http://{host}:{port}" for host in ("127.0.0.1", "[::1]", "127.0.0.3")),
+            f"unix:{tmp_path.resolve()}/modeld.sock",
+        ]
+        for host in ("127.0.0.1", "::1", "127.0.0.3"):
+            with socket.create_connection((host, port)) as client:
+                assert b" 200 OK" in ask_livez(client)
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(tmp_path / "modeld.sock"))
+            assert b" 200 OK" in ask_livez(client)
+    assert not (tmp_path / "modeld.sock").exists()
+
+
+def ask_livez(client: socket.socket) -> bytes:
+    client.settimeout(10)
+    client.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+    return client.recv(4096)
+
+
+@pytest.mark.parametrize("flags", [["--host", "127.0.0.4,127.0.0.5"], ["--host", "127.0.0.4", "--host", "127.0.0.5"]])
+def test_the_flag_takes_several_addresses(tmp_path: Path, flags: list[str]) -> None:
+    with Daemon(demo_config(tmp_path), flags=flags) as daemon:
+        daemon.wait_line(lambda line: line.get("url") == f"http://127.0.0.5:{daemon.port}")
+        assert daemon.host == "127.0.0.4"
+
+
+@pytest.mark.parametrize(
+    "arguments", [(), ("nonsense",), ("serve", "--nonsense"), ("serve", "--port", "x"), ("serve", "--host", "modeld.example")]
+)
 def test_wrong_usage_is_status_2(arguments: tuple[str, ...]) -> None:
     result = run(*arguments)
     assert result.returncode == 2

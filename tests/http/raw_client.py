@@ -28,9 +28,12 @@ class Answer:
 
 
 class RawClient:
-    def __init__(self, address: tuple[str, int], source: str = "") -> None:
-        """`source`: the address that it comes from; on Linux any of 127.0.0.0/8 will do."""
-        self.sock = socket.create_connection(address, timeout=DEADLINE_S, source_address=(source, 0))
+    def __init__(self, peer: tuple[str, int] | socket.socket, source: str = "") -> None:
+        """`peer`: an address, or a socket that is connected. `source`: the address to come from; on Linux any of 127.0.0.0/8."""
+        if isinstance(peer, socket.socket):
+            self.sock = peer
+        else:
+            self.sock = socket.create_connection(peer, timeout=DEADLINE_S, source_address=(source, 0))
         self.buffer = b""
 
     def send(self, data: bytes | str) -> RawClient:

@@ -111,7 +111,7 @@ def test_a_client_that_does_not_close_after_the_end_is_closed(client: RawClient,
     follow(client)
     service.hub.close()
     assert client.rest() == b"\r\n0\r\n\r\n"
-    wait_until(lambda: not server._connections)
+    wait_until(lambda: not len(server._places))
 
 
 def test_a_fault_with_one_reader_is_logged_and_ends_only_its_stream(connect: Connect, service: FakeService, caplog):

@@ -8,6 +8,7 @@ import os
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import pytest
@@ -349,12 +350,11 @@ def over_unix(service: FakeService, gate: Gate, quotas: Quotas) -> Iterator[RawC
     ours, theirs = socket.socketpair(socket.AF_UNIX)
     watch = ClientWatch()
     watch.start()
-    site = Site(service, watch, Followers(Limits(), lambda _: None), lambda: False, gate, quotas)
+    site = Site(service, watch, Followers(Limits(), lambda _: None), lambda: False, gate, quotas, lambda _: nullcontext())
     thread = threading.Thread(target=serve, args=(Connection(ours, Limits(linger_s=0.1)), site, _Always()))
     thread.start()
-    client = RawClient.__new__(RawClient)
     theirs.settimeout(10)
-    client.sock, client.buffer = theirs, b""
+    client = RawClient(theirs)
     yield client
     client.close()
     thread.join(10)
