@@ -57,6 +57,12 @@ def n_threads(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/task"))  # noqa: PTH208 - /proc
 
 
+def cpu_seconds(pid: int) -> float:
+    """What all its threads have computed so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # utime, stime: proc(5)
+
+
 class Daemon:
     """`modeld serve` on a free port. Context manager: ends it by SIGTERM and wants exit status 0.
 
