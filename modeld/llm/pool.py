@@ -40,6 +40,7 @@ class ThreadPool(Handle):
         params.strict_cpu = bool(plan.cores)
         params.poll = _POLL
         params.paused = True
+        check_threads(plan.n_threads)
         raw = lib.ggml_threadpool_new(ctypes.byref(params))
         if not raw:
             raise LoadFailed(f"ggml could not make a pool of {plan.n_threads} threads")
@@ -54,6 +55,27 @@ class ThreadPool(Handle):
         Not while it computes: its threads look for it between two graphs.
         """
         self._pause(self)
+
+
+def check_threads(n_threads: int) -> None:
+    """Raise LoadFailed where the system refuses so many more.
+
+    libllama ends the process then, both where it loads (a std::thread that is destroyed joinable) and where it makes a pool
+    (ggml-cpu.c, GGML_ASSERT(rc == 0)). So as many are made here before, at once, and ended: a limit that has been reached shows.
+    """
+    go = threading.Event()
+    made: list[threading.Thread] = []
+    try:
+        for _ in range(n_threads):
+            made.append(threading.Thread(target=go.wait, name="modeld-trial"))
+            made[-1].start()
+    except RuntimeError as error:
+        made.pop()
+        raise LoadFailed(f"the system refuses {n_threads} more threads: {error}") from error
+    finally:
+        go.set()
+        for thread in made:
+            thread.join()
 
 
 _pools_lock = threading.Lock()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from array import array
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from modeld.llm.chat import ChatTemplate
 from modeld.llm.context import Context
 from modeld.llm.likelihoods import Likelihoods
 from modeld.llm.model import Model
+from modeld.llm.pool import check_threads
 from modeld.llm.sampler import SamplerChain
 from modeld.llm.toolprobe import markers_of
 from modeld.types import ChatMessage, LoadedModel, ModelSpec, SamplingParams, Step, TokenLogprob, Tool
@@ -31,6 +33,7 @@ class LlamaRuntime:
         self._backend: Backend = backend()
         lib = self._backend.lib
         self._lib = lib
+        check_threads(len(os.sched_getaffinity(0)))  # as many as the C++ side may take to load
         self._model = Model(self._backend, spec, lambda pct: on_progress(Step.MMAP, pct))
         try:
             self._context = Context(self._backend, self._model, spec)

@@ -111,12 +111,16 @@ def test_where_the_last_descriptor_is_gone_nothing_spins_and_nothing_is_lost(tmp
 
 
 @contextlib.contextmanager
-def no_threads(daemon: Daemon) -> Iterator[None]:
-    """The kernel's answer to every new thread of the daemon is EAGAIN, by strace; root passes by RLIMIT_NPROC."""
+def no_threads(daemon: Daemon, from_the: int = 1) -> Iterator[None]:
+    """The kernel's answer to new threads of the daemon is EAGAIN, by strace; root passes by RLIMIT_NPROC.
+
+    `from_the`: the how many-th that each thread asks for; before that it gets them.
+    """
     if shutil.which("strace") is None:
         pytest.skip("strace is not installed")
     strace = subprocess.Popen(
-        ["strace", "-f", "-p", str(daemon.process.pid), "-e", "trace=clone,clone3", "-e", "inject=clone,clone3:error=EAGAIN",
+        ["strace", "-f", "-p", str(daemon.process.pid), "-e", "trace=clone,clone3",
+         "-e", f"inject=clone,clone3:error=EAGAIN:when={from_the}+",
          "-o", "/dev/null"],
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
@@ -175,3 +179,16 @@ def test_a_switch_without_threads_fails_and_the_next_one_works(tmp_path: Path) -
         assert daemon.switched("demo-calc")["state"] == "succeeded"
         assert daemon.switched("demo-stories")["state"] == "succeeded"
         assert daemon.complete(max_tokens=5)["choices"]
+
+
+def test_a_switch_that_runs_out_of_threads_on_its_way_does_not_end_the_process(tmp_path: Path) -> None:
+    config = demo_config(tmp_path)  # a plan of its own: ggml makes new threads, and would abort without
+    config.write_text(config.read_text().replace("demo-calc.gguf,", "demo-calc.gguf, n_threads: 3,"))
+    with Daemon(config) as daemon:
+        daemon.wait_ready()
+        with no_threads(daemon, from_the=2):
+            starved = daemon.switched("demo-calc")
+        print(f"the second thread refused: {starved['error']}")
+        assert starved["state"] == "failed"
+        assert daemon.switched("demo-calc")["state"] == "succeeded"
+        assert daemon.complete("12+3=", max_tokens=3)["choices"]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from modeld.errors import LoadFailed
 from modeld.llm import pool
 from modeld.llm.adapter import DecodeAborted, Span
 from modeld.llm.cores import compute_plan
@@ -148,6 +149,25 @@ def test_contexts_with_equal_plans_share_a_pool_that_goes_with_the_last(open_cal
     second.close()
     assert "thread pool" not in open_handles()
     assert pool._awake is None
+
+
+def test_a_pool_that_the_system_has_no_threads_for_is_an_error_and_not_the_end_of_the_process(
+    open_calc: Callable[..., LlamaRuntime], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = threading.Thread.start
+    n_started = 0
+
+    def start(thread: threading.Thread) -> None:
+        nonlocal n_started
+        n_started += 1
+        if n_started > 1:
+            raise RuntimeError("can't start new thread")
+        real(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(LoadFailed, match="the system refuses 2 more threads: can't start new thread"):
+        open_calc(n_threads=2)
+    assert not [thread for thread in threading.enumerate() if thread.name == "modeld-trial"]
 
 
 def test_pools_of_different_plans_give_way_to_each_other(open_calc: Callable[..., LlamaRuntime]) -> None:
