@@ -172,7 +172,7 @@ class Acceptor:
         self._thread: threading.Thread | None = None
         self._wake = os.eventfd(0, os.EFD_CLOEXEC)
         self._reserve = _spare_descriptor()
-        self._shortages: Counter[str] = Counter()  # since the last log line
+        self._shortages: Counter[str] = Counter({"descriptors": 0, "threads": 0})  # written by the thread alone
         self._logged_s = float("-inf")
 
     def start(self) -> None:
@@ -191,6 +191,10 @@ class Acceptor:
         os.close(self._wake)
         if self._reserve >= 0:
             os.close(self._reserve)
+
+    def shortages(self) -> dict[str, int]:
+        """How many connections there was no descriptor, or no thread, for. Any thread."""
+        return dict(self._shortages)
 
     # -- the thread
 
@@ -221,8 +225,7 @@ class Acceptor:
         self._shortages[of] += 1
         now = time.monotonic()
         if now - self._logged_s >= _LOG_EVERY_S:
-            log.error("out of %s (%d connections since the last such line): %s", of, self._shortages[of], error)
-            self._shortages.clear()
+            log.error("out of %s for connections (%d so far): %s", of, self._shortages[of], error)
             self._logged_s = now
         self._make_room()
         self._stopping.wait(_PAUSE_S)

@@ -49,12 +49,21 @@ class Places(Generic[W]):
         """So many are on their way out that nobody else can be sent."""
         return len(self._extra) >= self._n_extra
 
+    @property
+    def is_settling(self) -> bool:
+        """Somebody could go for one more who comes, were there not so many on their way out."""
+        return self.is_crowded and self._is_full and self._oldest(None) is not None
+
+    @property
+    def _is_full(self) -> bool:
+        return len(self._addresses) - len(self._extra) >= self._n_places
+
     def admit(self, who: W, address: str) -> tuple[Verdict, W | None]:
         """What becomes of one who comes, and who has to go for it; both are told by the caller."""
         group = _group(address) if self._n_per_address else ""
         leaver = None
         full_address = bool(group) and self._of_address[group] >= self._n_per_address
-        if full_address or len(self._addresses) - len(self._extra) >= self._n_places:
+        if full_address or self._is_full:
             leaver = None if self.is_crowded else self._oldest(group if full_address else None)
             if leaver is None:
                 if self.is_crowded:
@@ -100,10 +109,6 @@ class Places(Generic[W]):
             return False
         self._heads[who] = None
         return True
-
-    def waiting(self) -> list[W]:
-        """Those who have no request running."""
-        return list(self._heads)
 
     def leave(self, who: W) -> None:
         """It is gone."""

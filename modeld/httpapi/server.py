@@ -13,6 +13,7 @@ import os
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from modeld.clientlimits import LimitPolicy
@@ -68,6 +69,7 @@ class HttpServer:
         self._ended: list[threading.Thread] = []  # past their last act; joined by close
         self._leaving = False  # no response promises another one
         self._stopping = False
+        self._turned_away = Counter[str]()
         self._numbers = itertools.count(1)
         self._listeners = listen([host] if isinstance(host, str) else host, port, unix_socket)
         self._acceptor = Acceptor(self._listeners, self._admit, self._make_room)
@@ -101,6 +103,11 @@ class HttpServer:
 
     def pulses(self) -> tuple[Pulse, ...]:
         return self._acceptor.pulse, self._watch.pulse, self._followers.pulse
+
+    def turned_away(self) -> dict[str, int]:
+        """Connections since the start that found no place, no thread or no descriptor, and those that had to go for others."""
+        with self._cond:
+            return {**self._turned_away, **self._acceptor.shortages()}
 
     def start(self) -> None:
         self._watch.start()
@@ -157,8 +164,11 @@ class HttpServer:
             sock.close()
             return
         with self._cond:
-            self._cond.wait_for(lambda: not self._places.is_crowded, _SETTLE_S)
+            self._cond.wait_for(lambda: not self._places.is_settling, _SETTLE_S)
             verdict, leaver = self._places.admit(connection, connection.client_address)
+            self._turned_away["refused"] += verdict is Verdict.REFUSE
+            self._turned_away["dropped"] += verdict is Verdict.DROP
+            self._turned_away["let_go"] += leaver is not None
             self._ended = [thread for thread in self._ended if thread.is_alive()]
         if leaver is not None:
             leaver.hang_up()
@@ -175,6 +185,7 @@ class HttpServer:
     def _make_room(self) -> None:
         with self._cond:
             leaver = self._places.send_oldest_away()
+            self._turned_away["let_go"] += leaver is not None
         if leaver is not None:
             leaver.hang_up()
 

@@ -447,7 +447,7 @@ def test_an_address_may_not_take_more_than_its_share(connect: Connect, service: 
 
 
 @with_limits(connections=3)
-def test_for_one_connection_more_the_oldest_unfinished_head_goes(connect: Connect, service: FakeService):
+def test_for_one_connection_more_the_oldest_unfinished_head_goes(server: HttpServer, connect: Connect, service: FakeService):
     service.script = None
     running = connect().post_only("POST", "/v1/completions", {"prompt": "x"})
     service.generation()
@@ -457,6 +457,7 @@ def test_for_one_connection_more_the_oldest_unfinished_head_goes(connect: Connec
     late = connect()
     assert late.request("GET", "/livez").status == 200
     assert slow_head.is_closed()
+    assert server.turned_away() == {"let_go": 1, "refused": 0, "dropped": 0, "descriptors": 0, "threads": 0}
     assert kept.request("GET", "/livez").status == 200
     service.generation().feed("done", Finished("stop", Usage(1, 1)))
     assert running.answer().status == 200
@@ -488,6 +489,7 @@ def test_without_a_thread_a_connection_is_told_503_and_the_next_is_served(
         assert client.is_closed()
     assert time.process_time() - cpu_before < 0.3
     monkeypatch.undo()
+    assert server.turned_away()["threads"] == 20
     assert connect().request("GET", "/livez").status == 200
     assert len([record for record in caplog.records if "out of threads" in record.getMessage()]) == 1
     assert len(server._places) == 1
