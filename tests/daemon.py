@@ -7,6 +7,7 @@ import json
 import os
 import queue
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -55,6 +56,16 @@ def n_descriptors(pid: int) -> int:
 
 def n_threads(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/task"))  # noqa: PTH208 - /proc
+
+
+def has_ipv6() -> bool:
+    """Whether this host has the loopback address ::1."""
+    with socket.socket(socket.AF_INET6) as probe:
+        try:
+            probe.bind(("::1", 0))
+        except OSError:
+            return False
+    return True
 
 
 def cpu_seconds(pid: int) -> float:

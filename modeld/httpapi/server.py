@@ -38,6 +38,7 @@ log = logging.getLogger("modeld.http")
 
 _STACK_BYTES = 1 << 20
 _SETTLE_S = 0.1  # for connections that were told to go: each needs a turn of its thread
+_LOG_EVERY_S = 10.0
 _FORCED_END_S = 5.0  # for handlers to end once their sockets are shut down and their work is cancelled
 
 
@@ -71,6 +72,7 @@ class HttpServer:
         self._stopping = False
         self._turned_away = Counter[str]()
         self._numbers = itertools.count(1)
+        self._told_s = float("-inf")  # the accept thread's: when it logged that connections had to go
         self._listeners = listen([host] if isinstance(host, str) else host, port, unix_socket)
         self._acceptor = Acceptor(self._listeners, self._admit, self._make_room)
         self._watch = ClientWatch()
@@ -172,6 +174,7 @@ class HttpServer:
             self._ended = [thread for thread in self._ended if thread.is_alive()]
         if leaver is not None:
             leaver.hang_up()
+            self._tell_of_crowd()
         if verdict is Verdict.DROP:
             sock.close()
             return
@@ -181,6 +184,15 @@ class HttpServer:
             self._release(connection)
             self._answer_without_thread(connection)
             raise NoThread(str(error)) from error
+
+    def _tell_of_crowd(self) -> None:
+        now = time.monotonic()
+        if now - self._told_s >= _LOG_EVERY_S:
+            self._told_s = now
+            n_gone = self.turned_away()["let_go"]
+            log.warning(
+                "all %d connections are in use; the oldest unfinished ones go (%d so far)", self._limits.connections, n_gone
+            )
 
     def _make_room(self) -> None:
         with self._cond:

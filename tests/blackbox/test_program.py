@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from modeld import __version__
-from tests.daemon import MODELS, ROOT, Daemon, demo_config, kept_beside
+from tests.daemon import MODELS, ROOT, Daemon, demo_config, has_ipv6, kept_beside
 
 PYTHON = sys.executable
 
@@ -124,17 +124,18 @@ def test_a_name_for_a_host_is_refused_from_wherever_it_comes(tmp_path: Path) -> 
 
 def test_all_addresses_are_told_and_served_and_the_unix_socket_is_gone_at_the_end(tmp_path: Path) -> None:
     config = demo_config(tmp_path)
-    listen = "host: [127.0.0.1, '::1', 127.0.0.3], unix_socket: modeld.sock"
+    hosts = ["127.0.0.1", "127.0.0.3", *(["::1"] if has_ipv6() else [])]
+    listen = f"host: {hosts}, unix_socket: modeld.sock"
     config.write_text(config.read_text().replace("host: 127.0.0.1", listen))
     with Daemon(config) as daemon:
         daemon.wait_ready()
         urls = [line["url"] for line in daemon.lines if "url" in line]
         port = daemon.port
         assert urls == [
-            *(f"http://{host}:{port}" for host in ("127.0.0.1", "[::1]", "127.0.0.3")),
+            *(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}" for host in hosts),
             f"unix:{tmp_path.resolve()}/modeld.sock",
         ]
-        for host in ("127.0.0.1", "::1", "127.0.0.3"):
+        for host in hosts:
             with socket.create_connection((host, port)) as client:
                 assert b" 200 OK" in ask_livez(client)
         with socket.socket(socket.AF_UNIX) as client:
