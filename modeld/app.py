@@ -70,18 +70,19 @@ def main(argv: list[str] | None = None) -> int:
     except ConfigError as error:
         print(f"modeld: {error}", file=sys.stderr)
         return EXIT_CONFIG
-    log_format = None if config.server.log_format == "auto" else config.server.log_format
-    logs.configure(config.server.log_level, log_format)
+    signals = _Signals()  # before any thread begins, the log's included
+    writer = logs.configure(config.server.log_level, config.server.log_format, logs.standard_error())
     try:
-        return serve(source, config)
+        return serve(source, config, signals)
     except ModeldError as error:
         log.error("%s", error)
         return EXIT_FAILED
+    finally:
+        writer.close()
 
 
-def serve(source: ConfigSource, config: Config) -> int:
+def serve(source: ConfigSource, config: Config, signals: _Signals) -> int:
     """Run the daemon until a signal ends it. Main thread: it owns the signals."""
-    signals = _Signals()
     # Imported here, so that `--version` and usage errors answer at once.
     from modeld.hosting import ModelHost
     from modeld.httpapi.listeners import ListenError

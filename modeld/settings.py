@@ -234,7 +234,12 @@ SERVER_KEYS: tuple[Key, ...] = (
     Key("unix_use_uids", _list("user ids", 100, _uid.parse), "[]", "Users who may generate and read there."),
     Key("insecure", _truth(), "false", "Let other hosts in without keys."),
     Key("log_level", _choice("debug", "info", "warning", "error"), "info", "Least severity that is logged."),
-    Key("log_format", _choice("auto", "text", "json"), "auto", "`auto`: text on a terminal, JSON elsewhere."),
+    Key(
+        "log_format",
+        _choice("auto", "text", "json", "journal"),
+        "auto",
+        "`journal`: JSON with priorities; `auto`: text on a terminal, `journal` there, JSON elsewhere.",
+    ),
 )
 
 SWITCHING_KEYS: tuple[Key, ...] = (

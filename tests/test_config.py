@@ -310,7 +310,7 @@ def test_the_shipped_file_loads_the_demo_models() -> None:
             "server.unix_socket_owner: expected user, user:group or :group, or null, found",
         ),
         (GOOD + "server: {log_level: loud}", "server.log_level: expected one of debug, info, warning, error, found 'loud'"),
-        (GOOD + "server: {log_format: [json]}", "server.log_format: expected one of auto, text, json, found a list"),
+        (GOOD + "server: {log_format: [json]}", "server.log_format: expected one of auto, text, json, journal, found a list"),
         (GOOD + "server: {max_connections: 0}", "server.max_connections: expected a whole number 1..65536, found 0"),
         (
             GOOD + "server: {allowed_hosts: llm}",
@@ -539,7 +539,7 @@ def test_the_file_is_the_flags_then_the_environments_then_the_one_here_then_the_
         ("MODELD_HOST", "a b", "MODELD_HOST: expected an IPv4 or IPv6 address or localhost, found 'a b'"),
         ("MODELD_HOST", "\udcff", "MODELD_HOST: expected an IPv4 or IPv6 address or localhost, found '\\udcff'"),
         ("MODELD_LOG_LEVEL", "LOUD", "MODELD_LOG_LEVEL: expected one of debug, info, warning, error, found 'LOUD'"),
-        ("MODELD_LOG_FORMAT", "xml", "MODELD_LOG_FORMAT: expected one of auto, text, json, found 'xml'"),
+        ("MODELD_LOG_FORMAT", "xml", "MODELD_LOG_FORMAT: expected one of auto, text, json, journal, found 'xml'"),
         ("MODELD_CONFIG", "/no/such/file", "/no/such/file: cannot be read: No such file or directory"),
     ],
 )

@@ -1,0 +1,133 @@
+"""A log whose reader stalls, leaves or has no room stops nobody who logs; what is lost is counted."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from modeld import logwriter
+from modeld.logs import JsonFormatter
+from modeld.logwriter import N_LINES, LogWriter
+
+DEADLINE_S = 10.0
+
+
+class Pipe:
+    """A pipe of one page, and who reads it when the test says."""
+
+    def __init__(self) -> None:
+        self.reader, self.writer = os.pipe()
+        fcntl.fcntl(self.writer, fcntl.F_SETPIPE_SZ, 4096)
+
+    def read_all(self) -> list[dict[str, object]]:
+        """Every line until the writing end is closed."""
+        with os.fdopen(self.reader, "rb") as file:
+            return [json.loads(line) for line in file]
+
+
+@pytest.fixture
+def pipe() -> Pipe:
+    return Pipe()
+
+
+@pytest.fixture
+def writer(pipe: Pipe) -> Iterator[LogWriter]:
+    writer = LogWriter(pipe.writer)
+    writer.setFormatter(JsonFormatter())
+    yield writer
+    writer.close()
+
+
+def line(text: str) -> logging.LogRecord:
+    return logging.makeLogRecord({"name": "modeld.test", "levelno": logging.INFO, "levelname": "INFO", "msg": text})
+
+
+def log(writer: LogWriter, n: int) -> None:
+    for i in range(n):
+        writer.handle(line(f"line {i}"))
+
+
+def closed(pipe: Pipe, writer: LogWriter) -> list[dict[str, object]]:
+    """What the reader gets when the log ends."""
+    lines: list[dict[str, object]] = []
+    reader = threading.Thread(target=lambda: lines.extend(pipe.read_all()))
+    reader.start()
+    writer.close()
+    os.close(pipe.writer)
+    reader.join(DEADLINE_S)
+    assert not reader.is_alive()
+    return lines
+
+
+def test_the_last_lines_are_out_when_it_is_closed(pipe: Pipe, writer: LogWriter) -> None:
+    log(writer, 1000)
+    assert [said["msg"] for said in closed(pipe, writer)] == [f"line {i}" for i in range(1000)]
+    assert writer.n_dropped == 0
+
+
+def test_a_reader_who_stalls_holds_up_nobody_and_hears_what_was_lost(pipe: Pipe, writer: LogWriter) -> None:
+    started = time.monotonic()
+    log(writer, 2 * N_LINES)
+    assert time.monotonic() - started < DEADLINE_S
+    n_dropped = writer.n_dropped
+    assert 0 < n_dropped <= N_LINES
+    lines = closed(pipe, writer)
+    assert sum(said["msg"] != "log lines were dropped" for said in lines) == 2 * N_LINES - n_dropped
+    assert sum(int(str(said["lines"])) for said in lines if said["msg"] == "log lines were dropped") == n_dropped
+
+
+def test_a_reader_who_never_comes_back_does_not_hold_up_the_end(pipe: Pipe, writer: LogWriter, monkeypatch) -> None:
+    monkeypatch.setattr(logwriter, "CLOSE_S", 0.1)
+    log(writer, 500)
+    started = time.monotonic()
+    writer.close()
+    writer.close()
+    assert time.monotonic() - started < 5.0
+    closed(pipe, writer)  # the thread ends, too
+
+
+def test_a_reader_who_has_gone_costs_the_lines_alone(pipe: Pipe, writer: LogWriter) -> None:
+    os.close(pipe.reader)
+    log(writer, 10)
+    writer.close()
+    os.close(pipe.writer)
+    assert writer.n_dropped == 10
+
+
+def test_a_full_disk_costs_the_lines_alone() -> None:
+    with Path("/dev/full").open("wb") as full:
+        writer = LogWriter(full.fileno())
+        writer.setFormatter(JsonFormatter())
+        log(writer, 10)
+        writer.close()
+        assert writer.n_dropped == 10
+
+
+def test_a_line_that_cannot_be_made_costs_that_line_alone(pipe: Pipe, writer: LogWriter) -> None:
+    broken = line("%d")
+    broken.args = ("secret",)
+    writer.handle(broken)
+    writer.handle(line("whole"))
+    lines = closed(pipe, writer)
+    assert [said["msg"] for said in lines] == ["whole", "log lines were dropped"]
+    assert "secret" not in str(lines)
+
+
+def test_a_descriptor_that_does_not_wait_is_waited_for(pipe: Pipe, writer: LogWriter) -> None:
+    os.set_blocking(pipe.writer, False)
+    log(writer, 1000)
+    assert len(closed(pipe, writer)) == 1000
+
+
+def test_what_is_logged_after_the_end_is_counted(pipe: Pipe, writer: LogWriter) -> None:
+    assert closed(pipe, writer) == []
+    log(writer, 3)
+    assert writer.n_dropped == 3
