@@ -41,8 +41,8 @@ def check(config_path: Path | None, out: TextIO) -> int:
             print(f"ok {spec.id}: {spec.path}: {_describe(spec, facts)}", file=out)
     if n_bad:
         return 1
-    if any(map(exposed, config.server.host)) and not config.keys:
-        print(f"insecure {config.path}: whoever reaches {config.server.host} may use and switch models, without a key", file=out)
+    if (reachable := list(filter(exposed, config.server.host))) and not config.keys:
+        print(f"insecure {config.path}: whoever reaches {', '.join(reachable)} may use and switch models without a key", file=out)
     print(f"ok {config.path}: {len(config.models)} models, {config.default_model or 'none'} is loaded at start", file=out)
     return 0
 

@@ -96,7 +96,7 @@ def test_an_address_that_other_hosts_reach_needs_keys(write: Write) -> None:
     assert checked(path) == (
         0,
         [
-            f"insecure {path}: whoever reaches 0.0.0.0 may use and switch models, without a key",
+            f"insecure {path}: whoever reaches 0.0.0.0 may use and switch models without a key",
             f"ok {path}: 0 models, none is loaded at start",
         ],
     )

@@ -234,7 +234,7 @@ def test_every_thread_of_a_daemon_that_answers_is_well(tmp_path: Path) -> None:
     with Daemon(demo_config(tmp_path)) as daemon:
         daemon.wait_ready()
         daemon.complete(max_tokens=5)
-        names = ["ping", "switch", "engine", "deliver", "tokenize-0", "tokenize-1", "accept", "watch", "config"]
+        names = ["ping", "switch", "engine", "deliver", "tokenize-0", "tokenize-1", "accept", "watch", "events", "config"]
         assert verbose(daemon, "/livez") == [*(f"[+]{name} ok" for name in names), "livez check passed"]
 
 
