@@ -28,7 +28,7 @@ class Readers:
         self._tails: dict[int, bytes] = {}
         for _ in range(n):
             sock = socket.create_connection((daemon.host, daemon.port), timeout=DEADLINE_S)
-            sock.sendall(b"GET /events HTTP/1.1\r\nHost: test\r\n\r\n")
+            sock.sendall(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
             self._socks[sock.fileno()] = sock
             self._tails[sock.fileno()] = b""
             self._poll.register(sock, select.EPOLLIN)

@@ -42,14 +42,14 @@ WAYS: tuple[Callable[[socket.socket], None], ...] = (close, reset, half_close, s
 
 def post(path: str, body: dict[str, object]) -> bytes:
     data = json.dumps(body).encode()
-    head = f"POST {path} HTTP/1.1\r\nHost: t\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
     return head.encode() + data
 
 
 LONG = {"prompt": "One day", "max_tokens": 200, "ignore_eos": True}
 WHOLE = post("/v1/completions", LONG)
 STREAM = post("/v1/completions", {**LONG, "stream": True, "logprobs": 10, "n": 2})
-EVENTS = b"GET /events HTTP/1.1\r\nHost: t\r\n\r\n"
+EVENTS = b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n"
 ASKS: tuple[bytes, ...] = (
     b"",
     b"GET /livez HT",
@@ -118,5 +118,6 @@ def test_200_clients_that_leave_in_every_way_leave_nothing_behind(daemon: Daemon
         assert time.monotonic() < deadline, f"descriptors and threads: {before} before, {now} after"
     print(f"{N_CLIENTS} clients left; descriptors and threads {before} before, {now} after")
     assert daemon.complete(max_tokens=5)["choices"]
-    assert [line for line in daemon.lines if line.get("status") == 499]  # some were in the middle of an answer
+    answered = {line.get("status") for line in daemon.lines if line.get("target") == "/v1/completions"}
+    assert {200, 408, 499} <= answered  # they were let in
     assert not [line for line in daemon.lines if line.get("level") == "error"], daemon.lines

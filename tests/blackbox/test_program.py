@@ -146,7 +146,7 @@ def test_all_addresses_are_told_and_served_and_the_unix_socket_is_gone_at_the_en
 
 def ask_livez(client: socket.socket) -> bytes:
     client.settimeout(10)
-    client.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+    client.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
     return client.recv(4096)
 
 
