@@ -294,7 +294,7 @@ def check_events(events: list[Event], op_ids: list[str]) -> Counter[str]:
     for event in events:
         op_id = event.data.get("op_id")
         if op_id is None:
-            assert event.name in ("model_unloaded", "config_reloaded", "snapshot"), event
+            assert event.name in ("model_unloaded", "config_reloaded", "snapshot", "shutdown"), event
             continue
         mine = by_op[op_id]
         assert not any(before.name in ENDS for before in mine), (event, mine)
