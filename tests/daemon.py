@@ -254,6 +254,8 @@ class _Reader:
     def __init__(self, daemon: Daemon, method: str, path: str, body: object, headers: Mapping[str, str]) -> None:
         self.connection = http.client.HTTPConnection(daemon.host, daemon.port, timeout=DEADLINE_S)
         self.connection.request(method, path, None if body is None else json.dumps(body), dict(headers))
+        self._hung_up = False
+        self._sock = self.connection.sock  # which http.client forgets where the server closes after the answer
         self.response = self.connection.getresponse()
 
     def __enter__(self) -> Any:
@@ -266,9 +268,18 @@ class _Reader:
         self.response.close()
         self.connection.close()
 
+    def hang_up(self) -> None:
+        """End the response for a thread that reads it."""
+        self._hung_up = True
+        self._sock.shutdown(socket.SHUT_RDWR)
+
     def lines(self) -> Iterator[str]:
-        while line := self.response.readline():
-            yield line.decode().rstrip("\r\n")
+        try:
+            while line := self.response.readline():
+                yield line.decode().rstrip("\r\n")
+        except (http.client.HTTPException, AttributeError):  # the latter where it reads on after an end between two chunks
+            if not self._hung_up:
+                raise
 
 
 class EventReader(_Reader):

@@ -224,17 +224,26 @@ class Followers:
                 self._tell(follower)
 
     def _tell(self, follower: Follower) -> None:
-        """Send all that is pending; at the end of the subscription, the end of the stream."""
-        try:
-            events = follower.subscription.take(0)
-        except SubscriptionEnded:
-            self._end(follower)
-            return
-        if not events:
-            return
-        if refusal := follower.response.refusal():
-            self._end(follower, refusal)
-        elif follower.before:
+        """Send all that is pending; at the end of the subscription, the end of the stream.
+
+        Events and the end behind them may have come with one wake, and nobody wakes again for the end: so it looks until it
+        finds nothing.
+        """
+        while follower in self._silent:
+            try:
+                events = follower.subscription.take(0)
+            except SubscriptionEnded:
+                self._end(follower)
+                return
+            if not events:
+                return
+            if refusal := follower.response.refusal():
+                self._end(follower, refusal)
+            else:
+                self._send_events(follower, events)
+
+    def _send_events(self, follower: Follower, events: tuple[Event, ...]) -> None:
+        if follower.before:
             frames = [self._frame(event) for event in events]
             frames[0], follower.before = follower.before + frames[0], b""
             self._send(follower, b"".join(map(chunk, frames) if follower.chunked else frames))

@@ -172,7 +172,7 @@ def test_the_other_errors_are_those_of_generation(shared: Daemon) -> None:
     assert refused(shared, "/v1/embeddings", {"input": [[1, 10_000]]})[:2] == (400, "invalid_request")
     assert refused(shared, "/v1/embeddings", {"input": [1, "x"]})[:2] == (400, "invalid_request")
     status, fields, _ = shared.request("GET", "/v1/embeddings")
-    assert (status, fields["allow"]) == (405, "POST")
+    assert (status, fields["allow"]) == (405, "OPTIONS, POST")
 
 
 def started(daemon: Daemon, body: object) -> http.client.HTTPConnection:

@@ -175,7 +175,7 @@ def switch_and_cut(daemon: Daemon, cutter: Cutter, see: Callable[[str], list[See
             while whole[-1][0] != last:
                 whole.append(uninterrupted.get(timeout=DEADLINE_S))
         finally:
-            events.connection.sock.shutdown(socket.SHUT_RDWR)
+            events.hang_up()
             reader.join(DEADLINE_S)
     seen += see(last)
     n_lost = seen.count((None, "error"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -65,6 +66,22 @@ def test_readers_of_both_versions_get_the_same_events(connect: Connect, service:
     service.hub.close()
     assert old.rest() == b""
     assert new.rest() == b"\r\n0\r\n\r\n"
+
+
+def test_an_end_that_comes_with_the_last_event_is_seen(client: RawClient, service: FakeService, monkeypatch):
+    follow(client)
+    wait_until(lambda: not [thread for thread in threading.enumerate() if thread.name.startswith("modeld-http-")])
+    read, both_are_there = os.eventfd_read, threading.Event()
+
+    def read_later(fd: int) -> int:
+        assert both_are_there.wait(DEADLINE_S)
+        return read(fd)
+
+    monkeypatch.setattr(os, "eventfd_read", read_later)
+    service.publish("e", {})
+    service.hub.close()
+    both_are_there.set()
+    assert client.rest().endswith(b"event: e\ndata: {}\n\n\r\n0\r\n\r\n")
 
 
 @pytest.mark.parametrize("limits", [Limits(send_s=0.5, heartbeat_s=0.1)])
