@@ -7,6 +7,7 @@ import faulthandler
 import logging
 import math
 import os
+import platform
 import signal
 import sys
 import time
@@ -26,7 +27,10 @@ from modeld.httpapi.caller import KeyRules
 from modeld.httpapi.limits import Limits
 from modeld.httpapi.unixsocket import UnixSocket
 from modeld.llm.libllama import LLAMA_COMMIT
+from modeld.logwriter import LogWriter
+from modeld.metrics import Family, Registry, by_label, counter
 from modeld.notify import Notifier
+from modeld.process import ProcessFigures
 from modeld.reload import ConfigSource, ConfigWatch
 from modeld.threads import start_thread
 from modeld.types import ApiKey
@@ -73,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
     signals = _Signals()  # before any thread begins, the log's included
     writer = logs.configure(config.server.log_level, config.server.log_format, logs.standard_error())
     try:
-        return serve(source, config, signals)
+        return serve(source, config, signals, writer)
     except ModeldError as error:
         log.error("%s", error)
         return EXIT_FAILED
@@ -81,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
         writer.close()
 
 
-def serve(source: ConfigSource, config: Config, signals: _Signals) -> int:
+def serve(source: ConfigSource, config: Config, signals: _Signals, writer: LogWriter) -> int:
     """Run the daemon until a signal ends it. Main thread: it owns the signals."""
     # Imported here, so that `--version` and usage errors answer at once.
     from modeld.hosting import ModelHost
@@ -136,6 +140,10 @@ def serve(source: ConfigSource, config: Config, signals: _Signals) -> int:
     let_in(config)
     reloader = Reloader(source, config, manager, apply)
     manager.reload = reloader.reload
+    registry = Registry()
+    registry.collect(lambda: (_build_info(library.stamp.llama_commit), reloader.results.read()))
+    registry.collect(lambda: (counter("modeld_log_lines_dropped", "Log lines that could not be written.", writer.n_dropped),))
+    registry.collect(ProcessFigures())
     watch = ConfigWatch(source.path, reloader.follow, since=source.stamp)
     notifier = Notifier(os.environ)
     watchdog = Watchdog(manager.heartbeats, notifier.alive, (notifier.watchdog_s or 2 * config.server.stuck_after_s) / 2)
@@ -149,7 +157,9 @@ def serve(source: ConfigSource, config: Config, signals: _Signals) -> int:
         limits = limits_of(config.server)
         limits = replace(limits, connections=connections_that_fit(limits.connections, limits.refusals))
         unix_socket = unix_socket_of(config.server)
-        server = HttpServer(manager, config.server.host, config.server.port, limits, unix_socket, gate=gate, quotas=quotas)
+        server = HttpServer(
+            manager, config.server.host, config.server.port, limits, unix_socket, gate=gate, quotas=quotas, registry=registry
+        )
     except ListenError as error:
         log.error("%s", error.strerror)
         memory.close()
@@ -207,6 +217,11 @@ def unix_socket_of(server: ServerConfig) -> UnixSocket | None:
     if server.unix_socket is None:
         return None
     return UnixSocket(server.unix_socket, int(server.unix_socket_mode, 8), server.unix_socket_owner)
+
+
+def _build_info(llama_commit: str) -> Family:
+    labels = {"version": __version__, "llama_commit": llama_commit, "python": platform.python_version()}
+    return by_label("gauge", "modeld_build_info", "What this is, as labels.", tuple(labels), {tuple(labels.values()): 1})
 
 
 def limits_of(server: ServerConfig) -> Limits:

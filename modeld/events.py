@@ -104,6 +104,11 @@ class EventHub:
             self._subscribers.add(subscription)
         return subscription
 
+    @property
+    def n_subscribers(self) -> int:
+        with self._cond:
+            return len(self._subscribers)
+
     def close(self) -> None:
         """End every subscription after what it has not read yet. Idempotent."""
         with self._cond:

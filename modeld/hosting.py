@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Sequence
 
+from modeld.engine import counts
 from modeld.engine.kept import CellStore
 from modeld.engine.runner import EngineRunner
 from modeld.llm.available import Available, Device, available_bytes, devices, resident, shortage
@@ -17,7 +19,7 @@ from modeld.llm.probe import probe
 from modeld.llm.readahead import read_ahead
 from modeld.llm.runtime import LlamaRuntime
 from modeld.manager.runner import Host, LoadProgress, OnDeath, Runner
-from modeld.types import ModelSpec, Step
+from modeld.types import CellFigures, EngineFigures, ModelSpec, Step
 
 log = logging.getLogger("modeld.switch")
 
@@ -32,6 +34,10 @@ class ModelHost:
     def __init__(self, *, queue_size: int, kv_keep_bytes: int) -> None:
         self._queue_size = queue_size
         self._cells = CellStore(kv_keep_bytes)
+        self._lock = threading.Lock()
+        # Guards the two below.
+        self._runners: list[EngineRunner] = []  # in memory
+        self._gone = counts.NONE  # what those before them have done
 
     def host(self) -> Host:
         return Host(
@@ -43,7 +49,16 @@ class ModelHost:
             has_room=lambda spec: estimate(spec) is not None and self._fits(spec, None) is None,
             give_back=give_back_freed_memory,
             resident_bytes=lambda: resident().own_bytes,
+            figures=self.figures,
         )
+
+    def figures(self) -> tuple[EngineFigures, CellFigures]:
+        """What engines have done since the start, and the cells there are now. Any thread; never waits for one that computes."""
+        with self._lock:
+            done = counts.total([self._gone, *(runner.figures() for runner in self._runners)])
+            cells = [runner.n_cells() for runner in self._runners]
+        used, total = (sum(column) for column in zip(*cells, strict=True)) if cells else (0, 0)
+        return done, CellFigures(used, total, self._cells.n_bytes)
 
     def keep(self, n_bytes: int) -> None:
         """Another budget for kept cells, from the next model that leaves on."""
@@ -53,10 +68,20 @@ class ModelHost:
         """On the load's thread; an OpenRunner."""
         kept = self._cells.of(_cells_key(spec))
         try:
-            return _KeepingRunner(spec, LlamaRuntime, on_progress, on_death, queue_size=self._queue_size, kept=kept)
+            runner = _CountedRunner(spec, LlamaRuntime, on_progress, on_death, queue_size=self._queue_size, kept=kept)
+            runner.on_free = self._count_out
+            with self._lock:
+                self._runners.append(runner)
+            return runner
         finally:
             on_progress(Step.MMAP, 0)  # a load that failed before it asked has not waited for the old model's memory yet
             give_back_freed_memory()
+
+    def _count_out(self, runner: EngineRunner) -> None:
+        """Its threads have ended: it does no more."""
+        with self._lock:
+            self._runners.remove(runner)
+            self._gone = counts.total([self._gone, runner.figures()])
 
     def _verify(self, spec: ModelSpec, on_progress: Callable[[int], bool]) -> None:
         if spec.sha256 is not None:
@@ -130,14 +155,17 @@ def _lack(spec: ModelSpec, needed: Footprint, leaving: ModelSpec | None, freed: 
     )
 
 
-class _KeepingRunner(EngineRunner):
-    """A runner that leaves its cells behind when it is freed."""
+class _CountedRunner(EngineRunner):
+    """A runner that leaves its cells behind when it is freed, and tells that it goes."""
+
+    on_free: Callable[[EngineRunner], None]  # set by who opened it
 
     def free(self) -> None:
         try:
             self.keep_cells()
         except Exception:
             log.exception("the cells of a model that leaves could not be kept", extra={"model_id": self.spec.id})
+        self.on_free(self)
         super().free()
 
 

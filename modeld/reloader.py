@@ -11,6 +11,7 @@ from dataclasses import replace
 from modeld.config import Config
 from modeld.errors import ConfigError, ConfigRefused
 from modeld.manager.manager import Manager
+from modeld.metrics import Counter
 from modeld.reload import ConfigSource
 from modeld.types import ReloadResult
 
@@ -28,6 +29,9 @@ class Reloader:
         self._lock = threading.Lock()
         # Guards the configuration in force, from its reading to its end: two that read at once would undo each other.
         self._config = config
+        self.results = Counter("modeld_config_reloads", "Times the configuration was read again.", ("result",))
+        for result in ("changed", "unchanged", "refused"):
+            self.results.add(0, result)
 
     def reload(self) -> ReloadResult:
         """Read the file and take over what it says. Raises ConfigRefused; then everything is as it was, and /status says why."""
@@ -35,6 +39,7 @@ class Reloader:
             try:
                 change = self._source.read(self._config)
             except ConfigError as error:
+                self.results.add(1, "refused")
                 self._manager.config_failed(error.message)
                 raise ConfigRefused(error.message) from None
             config = self._config = change.config
@@ -42,6 +47,7 @@ class Reloader:
             result = self._manager.reconfigure(config.models, config.default_model, config.switching)
         if change.restart:
             log.warning("these keys hold from the next start on: %s", ", ".join(change.restart))
+        self.results.add(1, "changed" if change.live else "unchanged")
         return replace(result, changed=bool(change.live), restart_needed=change.restart)
 
     def follow(self) -> None:

@@ -306,6 +306,62 @@ class ApiKey:
     digest: bytes = field(repr=False)  # SHA-256 of the key
 
 
+# -- figures -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """`counts[i]`: observations up to `bounds[i]` and above the bound before; the last one has no upper end."""
+
+    bounds: tuple[float, ...]
+    counts: tuple[int, ...]
+    sum: float
+
+    @property
+    def n(self) -> int:
+        return sum(self.counts)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFigures:
+    """What engines have done since the daemon started, those of models that have left included: nothing here goes back."""
+
+    n_decodes: int  # that ended, whole
+    n_aborted: int  # decodes that were ended early
+    n_rows_prompt: int  # rows of whole decodes, by what they were for
+    n_rows_generation: int
+    n_rows_filling: int  # nobody's; they made a step cheaper
+    decode_s: float  # inside decodes, aborted ones included
+    busy_s: float  # of the engine threads, whatever they did but wait for work
+    n_placed: int  # sequences that got a slot
+    n_reused_slots: int  # prompt tokens that were not computed, since a slot held their cells
+    n_reused_kept: int  # since their cells were kept from an earlier load
+    token_s: Distribution  # between two tokens of one answer
+    queue_s: Distribution  # from a sequence's submission to its slot
+
+
+@dataclass(frozen=True, slots=True)
+class CellFigures:
+    """KV cells at one moment, of all models that are in memory, and bytes of those kept for models that are not."""
+
+    n_used: int
+    n_total: int
+    kept_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What `/metrics` asks of the daemon; read without waiting for anything that computes or loads."""
+
+    status: Status  # without what has to look at files: config_stale, quarantined
+    models: tuple[str, ...]  # registered ids
+    ops: dict[tuple[str, str, str], int]  # ended ones, by kind, reason and state
+    steps_s: dict[str, Distribution]  # of ops, by step and phase, and "total"
+    event_clients: int
+    engine: EngineFigures
+    cells: CellFigures
+
+
 # -- generation ------------------------------------------------------------------------------------------------------
 
 
@@ -442,9 +498,10 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A choice that was ended; the error says why."""
+    """A choice that was ended; the error says why. `usage`: what it had come to; None: nothing was computed for it."""
 
     error: Exception
+    usage: Usage | None = None
 
 
 @dataclass(frozen=True, slots=True)

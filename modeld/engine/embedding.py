@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import copy
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from modeld.engine.counts import Counts
 from modeld.engine.inbox import Inbox
 from modeld.engine.packing import Packed, Packing
 from modeld.engine.thread import EngineThread
@@ -31,6 +33,7 @@ class EmbeddingEngine:
         self._runtime = runtime
         self._model_id = model_id
         self._packing = Packing(runtime.n_slots, runtime.n_batch, runtime.describe().n_ctx)
+        self.counts = Counts()
         self._jobs: set[EmbeddingJob] = set()  # received and not ended; engine thread only
         self._inbox: Inbox[EmbeddingJob] = Inbox(
             model_id,
@@ -82,6 +85,10 @@ class EmbeddingEngine:
     def pulses(self) -> tuple[Pulse, ...]:
         return (self._inbox.pulse,)
 
+    def n_cells(self) -> int:
+        """KV cells that hold something between two decodes: none."""
+        return 0
+
     # -- the engine thread
 
     def _warm_up(self) -> None:
@@ -96,12 +103,14 @@ class EmbeddingEngine:
         if not self._receive():
             return False
         self._step()
+        self.counts.rested()
         return True
 
     def _receive(self) -> bool:
         """Wait for work and take all messages. False: stop."""
         with self._inbox.lock:
             self._inbox.wait(lambda: self._packing.has_work)
+            self.counts.woke()
             if self._inbox.stop is not None:
                 return False
             submitted, cancelled = self._inbox.take()
@@ -120,9 +129,11 @@ class EmbeddingEngine:
         jobs = dict.fromkeys(item.input.job for item in packed)
         self._inbox.note(len(packed), len(jobs))
         self._inbox.pulse.call("a decode")
+        start = time.monotonic()
         try:
             self._runtime.decode([item.span for item in packed])
         except DecodeAborted:
+            self.counts.aborted(time.monotonic() - start)
             return  # close() alone aborts: its reason is what is received next
         except (NoKvRoom, DecodeInvalid) as error:
             # What is admitted fits, so this is a model whose memory works otherwise.
@@ -132,6 +143,8 @@ class EmbeddingEngine:
             for job in jobs:
                 self._fail(job, EngineFailed(f"the model could not compute these embeddings: {error}"))
             return
+        seconds = time.monotonic() - start - self._runtime.waited_s
+        self.counts.decoded(seconds, n_prompt=sum(len(item.span.tokens) for item in packed), n_generation=0)
         self._inbox.pulse.busy("what comes after a decode")
         complete = self._packing.commit(packed)
         vectors = self._runtime.vectors([item.span.slot for item in complete])

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable
 
 from modeld.engine.cells import Cells
+from modeld.engine.counts import Counts
 from modeld.engine.delivery import Delivery
 from modeld.engine.inbox import Inbox
 from modeld.engine.kept import KeptCells
@@ -59,6 +60,7 @@ class Engine:
             n_ctx_slot=runtime.n_ctx_slot,
         )
         self._cells = Cells(runtime, self._scheduler, kept)
+        self.counts = Counts()
         self._pace = Pace(max_step_s)
         self._width = Width(runtime.row_block)
         self._inbox: Inbox[Sequence] = Inbox(
@@ -132,8 +134,9 @@ class Engine:
         """Hand over the choices of a request, which have their places. Raises why the engine is closed; the places are then
         still the caller's."""
         stream = TokenStream(self._model_id, len(sequences), lambda: self._cancel(sequences))
+        now = time.monotonic()
         for index, sequence in enumerate(sequences):
-            sequence.stream, sequence.index = stream, index
+            sequence.stream, sequence.index, sequence.submitted_at = stream, index, now
         self._inbox.submit(sequences)
         return stream
 
@@ -158,12 +161,18 @@ class Engine:
             return False
         return 2 * own > n_rows or self._decode_end_s - time.monotonic() > MAX_WAIT_FOR_SLOT_S
 
+    # -- any thread
+
     def load(self) -> Load:
         return self._inbox.load()
 
     def pulses(self) -> tuple[Pulse, ...]:
         delivery = self._delivery  # which close() takes away
         return (self._inbox.pulse,) if delivery is None else (self._inbox.pulse, delivery.pulse)
+
+    def n_cells(self) -> int:
+        """KV cells that hold something, a step more or less."""
+        return self._scheduler.n_cells
 
     # -- the engine thread
 
@@ -183,12 +192,14 @@ class Engine:
             return False
         self._step()
         self._deliver()
+        self.counts.rested()
         return True
 
     def _receive(self) -> bool:
         """Wait for work and take all messages. False: stop."""
         with self._inbox.lock:
             self._inbox.wait(lambda: self._scheduler.has_work)
+            self.counts.woke()
             if not self._scheduler.has_work:
                 self._gather()
             if self._inbox.stop is not None:
@@ -198,12 +209,13 @@ class Engine:
             self._scheduler.add(sequence)
         for sequence in cancelled:
             if sequence in self._scheduler:  # else it ended by itself meanwhile
-                self._end(sequence, Chunk("", Failed(RequestCancelled("the client left")), sequence.index))
+                self._end(sequence, Chunk("", Failed(RequestCancelled("the client left"), sequence.usage_so_far), sequence.index))
         self._deliver()  # their handlers need not wait for the decode that comes
         clients = []
         while (placed := self._scheduler.place()) is not None:
             clients.append(placed.sequence.client)
             self._cells.take_over(placed)
+            self.counts.placed(placed)
             placed.sequence.sampler = self._runtime.sampler(
                 placed.sequence.sampling, placed.sequence.seed, placed.sequence.tokens, placed.sequence.constraint
             )
@@ -258,6 +270,7 @@ class Engine:
     def _sample(self, ready: list[tuple[Sequence, int]]) -> None:
         """One token for each of the sequences, which have logits in the span of that index."""
         tokens = self._runtime.sample([(sequence.sampler, index) for sequence, index in ready if sequence.sampler is not None])
+        self.counts.sampled([sequence for sequence, _ in ready], self._scheduler.running)
         logprobs = score_sampled(self._runtime, ready, tokens)
         for (sequence, _), token in zip(ready, tokens, strict=True):
             piece = self._runtime.piece_or_eog(token, markers=sequence.shows_markers)
@@ -294,6 +307,7 @@ class Engine:
             self._runtime.decode([*filling[:n_before], *(item.span for item in planned), *filling[n_before:]])
         except DecodeAborted:
             lost = len(planned) > 1
+            self.counts.aborted(time.monotonic() - start)
             self._cells.drop(filling)
             raise
         finally:
@@ -307,6 +321,7 @@ class Engine:
         seconds = time.monotonic() - start - self._runtime.waited_s  # what another model computed says nothing of this one
         self._cells.drop(filling)
         self._pace.measured(n_generating, n_prompt, seconds)
+        self.counts.decoded(seconds, n_prompt=n_prompt, n_generation=n_generating, n_filling=len(filling))
         if not n_prompt:
             self._width.measured(len(planned) + len(filling), seconds)
         return n_before
@@ -321,7 +336,7 @@ class Engine:
 
     def _give_up(self, item: Planned, error: Exception) -> None:
         log.error("request failed: %s", error, extra={"model_id": self._model_id, "slot": item.span.slot})
-        failed = Failed(EngineFailed(f"the model could not go on with this request: {error}"))
+        failed = Failed(EngineFailed(f"the model could not go on with this request: {error}"), item.sequence.usage_so_far)
         self._end(item.sequence, Chunk("", failed, item.sequence.index))
 
     def _end(self, sequence: Sequence, last: Chunk) -> None:
@@ -350,7 +365,8 @@ class Engine:
         for sequence in sequences:
             if sequence.sampler is not None:
                 sequence.sampler.close()
-            sequence.stream.put(Chunk("", Failed(copy.copy(reason)), sequence.index))  # each handler raises its own
+            failed = Failed(copy.copy(reason), sequence.usage_so_far)  # each handler raises its own
+            sequence.stream.put(Chunk("", failed, sequence.index))
             self._touched[sequence.stream] = None
         self._deliver()
         self._inbox.leave(len(sequences), 0, 0, [sequence.client for sequence in waiting])

@@ -27,6 +27,7 @@ from modeld.llm.adapter import LoadProgress, Runtime
 from modeld.types import (
     ChatMessage,
     EmbedRequest,
+    EngineFigures,
     GenerateRequest,
     Load,
     LoadedModel,
@@ -66,6 +67,7 @@ class EngineRunner:
         try:
             if not on_progress(Step.WARMUP, 0):
                 raise OpCancelled(f"the load of model '{spec.id}' was cancelled before its warmup")
+            self._n_cells = self._runtime.describe().n_ctx
             self._pool = TokenizePool()
             try:
                 self._engine: Engine | EmbeddingEngine
@@ -126,6 +128,14 @@ class EngineRunner:
     def pulses(self) -> Sequence[Pulse]:
         """Of its threads."""
         return (*self._engine.pulses(), *self._pool.pulses)
+
+    def figures(self) -> EngineFigures:
+        """What was done so far. Never waits, like the next one."""
+        return self._engine.counts.figures()
+
+    def n_cells(self) -> tuple[int, int]:
+        """KV cells that hold something, and all there are."""
+        return self._engine.n_cells(), self._n_cells
 
     def submit(self, request: GenerateRequest) -> TokenStream:
         """Queue all choices of one request; waits for its tokenizing.

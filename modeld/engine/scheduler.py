@@ -76,6 +76,12 @@ class Scheduler:
         return len(self._running)
 
     @property
+    def n_cells(self) -> int:
+        """Tokens that have cells, in all slots. Any thread: the slots stay the same, and a step more or less does not matter."""
+        sequences = [(slot.sequence, slot.cached) for slot in self._slots]
+        return sum(len(cached) if sequence is None else sequence.n_cached for sequence, cached in sequences)
+
+    @property
     def has_work(self) -> bool:
         return bool(self._running or self._waiting)
 

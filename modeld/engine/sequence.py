@@ -57,6 +57,7 @@ class Sequence:
         self.stream: TokenStream  # set by the engine before anybody else sees the sequence, like the next one
         self.index = 0  # of the choice in its stream
         self.sampler: Sampler | None = None
+        self.submitted_at = 0.0  # on the monotonic clock
         self.limit = limit
         self._text = TextAssembler(stop)
         self._echo = echo or ""
@@ -97,6 +98,12 @@ class Sequence:
     def usage(self) -> Usage:
         return Usage(self.n_prompt, self.n_generated, self.n_reused)
 
+    @property
+    def usage_so_far(self) -> Usage:
+        """Of one that is cut: the prompt counts as far as it was read, the tokens that were not shown, too."""
+        n_prompt = self.n_prompt if self.n_generated else min(self.n_cached, self.n_prompt)
+        return Usage(n_prompt, self.n_generated, min(self.n_reused, n_prompt))
+
     def score_prompt(self, logprob: TokenLogprob) -> None:
         """The next token of the prompt; the first one has None for its logprob."""
         self._prompt_logprobs.append(logprob)
@@ -112,7 +119,7 @@ class Sequence:
         """
         self.tokens.append(token)
         if self.constraint is not None and self.constraint.problem is not None:
-            return self._chunk(self._text.flush(), Failed(self.constraint.problem))
+            return self._chunk(self._text.flush(), Failed(self.constraint.problem, self.usage))
         if piece is None:
             return self._chunk(self._text.flush(), Finished("stop", self.usage))
         n_before = self._n_shown + self._text.n_held

@@ -15,7 +15,7 @@ from modeld.httpapi import sse
 from modeld.httpapi.logprobs import chat_logprobs, completion_logprobs
 from modeld.httpapi.record import Record
 from modeld.httpapi.toolcalls import CallDelta, ToolCallParser
-from modeld.types import Chunk, Finished, TokenLogprob
+from modeld.types import Chunk, Failed, Finished, TokenLogprob
 
 Json = dict[str, object]
 
@@ -77,10 +77,13 @@ class Tally:
         self._record = record
         self.n_open = n_choices
 
-    def add(self, index: int, end: Finished) -> None:
+    def add(self, index: int, end: Finished | Failed) -> None:
         """Choice `index` has ended."""
         self.n_open -= 1
-        self._record.finished(end.reason, end.usage, counts_prompt=index % self._n_per_prompt == 0)
+        if isinstance(end, Finished):
+            self._record.finish = end.reason
+        if end.usage is not None:
+            self._record.ended_choice(end.usage, counts_prompt=index % self._n_per_prompt == 0)
 
     def json(self) -> Json:
         record = self._record

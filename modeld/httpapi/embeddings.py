@@ -12,13 +12,13 @@ import math
 import struct
 import time
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from modeld.errors import EngineFailed, GenerationTimeout, InvalidRequest
 from modeld.httpapi import schema
 from modeld.httpapi.fields import INT32_MAX, Fields, brief, missing, token_ids, wrong_type
-from modeld.httpapi.message import LAST_FRAME, Request, StreamResponse
+from modeld.httpapi.message import LAST_FRAME, Request, StreamResponse, Writes
 from modeld.httpapi.service import Service
 from modeld.httpapi.strictjson import parse_object
 from modeld.types import EmbedRequest
@@ -145,7 +145,7 @@ def _base64(vector: Vector) -> str:
     return f'"{base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()}"'
 
 
-def _writes(vectors: Sequence[Vector], render: Callable[[Vector], str], tail: str) -> Iterator[tuple[bytes, ...]]:
+def _writes(vectors: Sequence[Vector], render: Callable[[Vector], str], tail: str) -> Writes:
     """The whole answer, in pieces of about _WRITE_BYTES."""
     pending, n_pending = ['{"object": "list", "data": ['], 0
     for index, vector in enumerate(vectors):

@@ -12,15 +12,16 @@ import http
 import logging
 import re
 import time
+import traceback
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from email.utils import formatdate
 from typing import Protocol
 
 from modeld.errors import InternalError, ModeldError, RequestCancelled, RequestTimeout
-from modeld.httpapi import browser, schema
+from modeld.httpapi import accesslog, browser, schema
 from modeld.httpapi.auth import Gate
 from modeld.httpapi.body import check_length, read_body
 from modeld.httpapi.caller import Access, Caller
@@ -37,17 +38,16 @@ from modeld.httpapi.message import (
     encode_head,
     json_response,
 )
+from modeld.httpapi.metrics import Meter
 from modeld.httpapi.quotas import Quotas, Ticket
-from modeld.httpapi.record import Record
-from modeld.httpapi.router import Route, match, options
+from modeld.httpapi.record import CLIENT_GONE, Record
+from modeld.httpapi.router import Route, known_path, match, options
 from modeld.httpapi.service import Service
 from modeld.httpapi.watch import ClientWatch
 
 log = logging.getLogger("modeld.http")
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
-_CLIENT_GONE = 499  # nginx's word for it; only in the log
-_LOGGED_TARGET_CHARS = 512
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -62,6 +62,7 @@ class Site:
     gate: Gate
     quotas: Quotas
     receiving: Callable[[Connection], AbstractContextManager[None]]  # while a body is still to come
+    meter: Meter
 
 
 class After(enum.Enum):
@@ -107,7 +108,7 @@ class Exchange:
             after = After.NEXT if keep and self._skip_unread() else After.CLOSE
             return after
         except Disconnected:
-            self._record.status = _CLIENT_GONE
+            self._record.status = CLIENT_GONE
             raise
         finally:
             if after is not After.HANDED_OVER:
@@ -134,7 +135,7 @@ class Exchange:
         try:
             self._send(self._error_response(error), keep=False)
         except Disconnected:
-            self._record.status = _CLIENT_GONE
+            self._record.status = CLIENT_GONE
         self._end()
 
     # -- the answer
@@ -142,7 +143,6 @@ class Exchange:
     def _answer(self, raw_head: bytes) -> Response | StreamResponse | EventsResponse:
         self._unread_bytes = -1
         record = self._record
-        record.target = raw_head.partition(b"\r\n")[0].decode("latin-1")
         try:
             head = parse_head(raw_head, self._limits.head_fields, self._limits.head_line_bytes)
             self._head = head
@@ -167,6 +167,7 @@ class Exchange:
                 params=params,
                 body=self._read_body(head),
                 limits=self._limits,
+                registry=self._site.meter.registry,
                 on_client_gone=self._watch_client,
                 try_write=self._try_write,
                 reply_fields=self._reply_fields,
@@ -179,8 +180,8 @@ class Exchange:
             return self._error_response(error)
         except Disconnected:
             raise
-        except Exception:
-            log.exception("a fault while answering; request_id=%s", record.request_id)
+        except Exception as error:  # noqa: BLE001 - the boundary
+            _log_fault("a fault while answering", record, error)
             self._failed = True
             return self._error_response(self._internal_error())
 
@@ -270,11 +271,12 @@ class Exchange:
             return
         chunked = self._is_chunked()
         ended = False
-        for frames in self._frames(response):
-            if ended := bool(frames) and frames[-1] == LAST_FRAME:
-                self.settle()
-            self._connection.send(pending + b"".join(map(chunk, frames) if chunked else frames))
-            pending = b""
+        with contextlib.closing(self._frames(response)) as writes:  # also where a write fails: it has something to settle
+            for frames in writes:
+                if ended := bool(frames) and frames[-1] == LAST_FRAME:
+                    self.settle()
+                self._connection.send(pending + b"".join(map(chunk, frames) if chunked else frames))
+                pending = b""
         if pending or (chunked and not ended):
             self._connection.send(pending + (chunk(LAST_FRAME) if chunked else b""))
 
@@ -316,9 +318,10 @@ class Exchange:
     def _is_chunked(self) -> bool:
         return self._head is not None and self._head.minor >= 1
 
-    def _frames(self, response: StreamResponse) -> Iterator[tuple[bytes, ...]]:
+    def _frames(self, response: StreamResponse) -> Generator[tuple[bytes, ...], None, None]:
         try:
-            yield from response.writes
+            with contextlib.closing(response.writes) as writes:
+                yield from writes
             self._finished = True
         except RequestCancelled as error:
             raise Disconnected("the client left while its request ran") from error
@@ -326,8 +329,8 @@ class Exchange:
             self._record.code = error.code
             self.settle()
             yield (response.error_frame(error),)
-        except Exception:
-            log.exception("a fault while streaming; request_id=%s", self._record.request_id)
+        except Exception as error:  # noqa: BLE001 - the boundary
+            _log_fault("a fault while streaming", self._record, error)
             self._record.code = InternalError.code
             self.settle()
             yield (response.error_frame(self._internal_error()),)
@@ -364,17 +367,11 @@ class Exchange:
         self.settle()
         record = self._record
         record.ended = time.monotonic()
+        if record.route is None and self._head is not None:  # refused before the route was looked for
+            record.route = known_path(self._head.path)
         record.n_bytes = self._connection.sent_bytes - self._sent_before
-        # Fields, not text: the formatters escape what a client put into them.
-        fields = {
-            "method": record.method[:32],
-            "target": record.target[:_LOGGED_TARGET_CHARS],
-            "status": record.status,
-            "ms": round(record.seconds * 1000, 1),
-            "bytes": record.n_bytes,
-            "request_id": record.request_id,
-        }
-        log.info("request", extra=fields)
+        self._site.meter.ended(record)
+        log.info("request", extra=accesslog.fields(record))
 
 
 class Turnstile(Protocol):
@@ -416,3 +413,9 @@ def serve(connection: Connection, site: Site, turnstile: Turnstile) -> bool:
             with contextlib.suppress(OSError):
                 connection.sock.close()
     return True
+
+
+def _log_fault(what: str, record: Record, error: Exception) -> None:
+    """Where it happened and of what kind it is; not what it says, which may quote the request."""
+    trace = "".join(traceback.format_tb(error.__traceback__)) + type(error).__name__
+    log.error("%s", what, extra={"request_id": record.request_id, "route": record.route, "exception": trace})

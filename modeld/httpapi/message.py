@@ -6,7 +6,7 @@ import http
 import json
 import re
 import urllib.parse
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from modeld.errors import InvalidRequest, ModeldError
@@ -16,10 +16,14 @@ from modeld.httpapi.head import RequestHead
 from modeld.httpapi.limits import Limits
 from modeld.httpapi.quotas import Ticket
 from modeld.httpapi.record import Record
+from modeld.metrics import Registry
 
 # RFC 9110 5.5. Values that come from a client or a file pass here: a CR LF in one would begin a field of the sender's
 # own (http.server's send_header lets it through).
 _FIELD_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
+
+Writes = Generator[tuple[bytes, ...], None, None]
+"""Closed when the client left before the end."""
 
 LAST_FRAME = b""  # may follow the last frame of a stream in the same write; saves a write and a packet
 
@@ -30,6 +34,7 @@ class Request:
 
     `record` is what the log and the metrics will tell of it; handlers add what they know.
     `ticket` is its place among the requests of its client.
+    `registry` has what the metrics tell now.
     `reply_fields` go with whatever answers the request, an error too; handlers add to it.
     `on_client_gone` registers the one call back that ends the work: it comes from the watch thread when the client
     leaves, or from the handler's own thread when the response could not be delivered whole.
@@ -44,6 +49,7 @@ class Request:
     params: Mapping[str, str]  # from the path: {"op_id": "..."}; decoded
     body: bytes
     limits: Limits
+    registry: Registry
     on_client_gone: Callable[[Callable[[], None]], None]
     try_write: Callable[[tuple[bytes, ...]], bool]
     reply_fields: dict[str, str] = field(default_factory=dict)
@@ -92,7 +98,7 @@ class StreamResponse:
     goes out with the first write.
     """
 
-    writes: Iterable[tuple[bytes, ...]]
+    writes: Writes
     error_frame: Callable[[ModeldError], bytes]
     fields: Mapping[str, str] = field(default_factory=dict)
     content_type: str = "text/event-stream"

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 import time
 import uuid
-from collections.abc import Iterator
 from dataclasses import replace
 
 from modeld.errors import GenerationTimeout, ModeldError, ModelLoading, ModelNotFound, NoModel
 from modeld.httpapi import parameters, schema, sse
 from modeld.httpapi.answers import CHAT, COMPLETION, AnswerHead, Frames, Shape, Tally, whole_answer
 from modeld.httpapi.fields import Fields
-from modeld.httpapi.message import LAST_FRAME, Request, Response, StreamResponse, json_response
+from modeld.httpapi.message import LAST_FRAME, Request, Response, StreamResponse, Writes, json_response
 from modeld.httpapi.messages import parse_messages
 from modeld.httpapi.parameters import CompletionRequest
 from modeld.httpapi.record import Record
@@ -21,6 +20,8 @@ from modeld.httpapi.strictjson import parse_object
 from modeld.httpapi.toolcalls import ToolCallParser
 from modeld.httpapi.tools import parse_tool_use
 from modeld.types import Chunk, Failed, Finished, LoadedModel, State
+
+SETTLE_S = 1.0  # for what an answer that is cut has come to; a decode is aborted for it
 
 
 def get_models(_: Request, service: Service) -> Response:
@@ -121,9 +122,11 @@ def _generate(request: Request, service: Service, asked: CompletionRequest, shap
         logprobs = asked.generate.n_top_logprobs is not None
         return json_response(200, whole_answer(shape, head, choices, tally, logprobs=logprobs, parsers=parsers))
     first = generation.take(None, until=until)
-    if first is None:
+    if first is None or _has_failed(first):  # nothing was sent yet, so the status can still say it
+        _count_ends(first or [], tally)
+        _settle(generation, tally)
+        _raise_failure(first or [])
         raise _timed_out(generation)
-    _raise_failure(first)  # nothing was sent yet, so the status can still say it
     frames = Frames(shape, head, n_choices, include_usage=asked.include_usage, parsers=parsers)
     writes = _stream_writes(request, generation, first, frames, tally, until)
     return StreamResponse(writes, error_frame=_error_frame, fields=sse.FIELDS)
@@ -141,7 +144,7 @@ def _waiting_writes(
     admission: Admission[Generation],
     created: int,
     until: float,
-) -> Iterator[tuple[bytes, ...]]:
+) -> Writes:
     """The stream of a request whose model is not loaded yet: comments until it is, then as any other."""
     generation = None
     while generation is None:
@@ -183,19 +186,22 @@ def _collect(generation: Generation, n_choices: int, tally: Tally, until: float,
             choices[chunk.index].append(chunk)
         return True
 
-    while tally.n_open:
-        chunks = generation.take(None, lay_by, until)
-        if chunks is None:
-            raise _timed_out(generation)
-        _raise_failure(chunks)
-        lay_by(chunks)
-        _count_ends(chunks, tally)
+    try:
+        while tally.n_open:
+            chunks = generation.take(None, lay_by, until)
+            if chunks is None:
+                raise _timed_out(generation)
+            _count_ends(chunks, tally)
+            _raise_failure(chunks)
+            lay_by(chunks)
+    finally:
+        _settle(generation, tally)
     return choices
 
 
 def _stream_writes(
     request: Request, generation: Generation, first: list[Chunk] | None, frames: Frames, tally: Tally, until: float
-) -> Iterator[tuple[bytes, ...]]:
+) -> Writes:
     """One item a wake-up, with all that was pending. Raises what ended the generation early.
 
     Most text does not come this way: while this thread waits in `take`, it is written by the one that delivers it.
@@ -208,27 +214,30 @@ def _stream_writes(
 
     chunks = first
     opening = frames.opening()
-    while True:
-        late = time.monotonic() >= until  # after the look at what is pending: what ended in time is no timeout
-        if chunks is None:
-            if late:
-                raise _timed_out(generation)
-            yield (sse.KEEP_ALIVE,)
-        else:
-            request.record.text_came()
-            _count_ends(chunks, tally)
-            text = frames.text(chunks)
-            ends = [frame for c in chunks if isinstance(c.end, Finished) for frame in frames.finish(c.index, c.end)]
-            write = (*opening, *text, *ends)
-            opening = ()
-            if not tally.n_open:
-                yield (*write, *frames.closing(tally), LAST_FRAME)
-                return
-            yield write
-            _raise_failure(chunks)
-            if late:  # a client that reads slowly finds something pending each time
-                raise _timed_out(generation)
-        chunks = generation.take(request.limits.heartbeat_s, write_text, until)
+    try:
+        while True:
+            late = time.monotonic() >= until  # after the look at what is pending: what ended in time is no timeout
+            if chunks is None:
+                if late:
+                    raise _timed_out(generation)
+                yield (sse.KEEP_ALIVE,)
+            else:
+                request.record.text_came()
+                _count_ends(chunks, tally)
+                text = frames.text(chunks)
+                ends = [frame for c in chunks if isinstance(c.end, Finished) for frame in frames.finish(c.index, c.end)]
+                write = (*opening, *text, *ends)
+                opening = ()
+                if not tally.n_open and not _has_failed(chunks):
+                    yield (*write, *frames.closing(tally), LAST_FRAME)
+                    return
+                yield write
+                _raise_failure(chunks)
+                if late:  # a client that reads slowly finds something pending each time
+                    raise _timed_out(generation)
+            chunks = generation.take(request.limits.heartbeat_s, write_text, until)
+    finally:
+        _settle(generation, tally)
 
 
 def _timed_out(running: Generation | Admission[Generation]) -> GenerationTimeout:
@@ -238,8 +247,22 @@ def _timed_out(running: Generation | Admission[Generation]) -> GenerationTimeout
 
 def _count_ends(chunks: list[Chunk], tally: Tally) -> None:
     for chunk in chunks:
-        if isinstance(chunk.end, Finished):
+        if chunk.end is not None:
             tally.add(chunk.index, chunk.end)
+
+
+def _settle(generation: Generation, tally: Tally) -> None:
+    """Of an answer that is cut, what its choices have come to is known within a decode: for the log, and for who pays."""
+    if not tally.n_open:
+        return
+    generation.cancel()
+    until = time.monotonic() + SETTLE_S
+    while tally.n_open and (chunks := generation.take(None, until=until)) is not None:
+        _count_ends(chunks, tally)
+
+
+def _has_failed(chunks: list[Chunk]) -> bool:
+    return any(isinstance(chunk.end, Failed) for chunk in chunks)
 
 
 def _raise_failure(chunks: list[Chunk]) -> None:

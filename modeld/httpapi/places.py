@@ -45,6 +45,11 @@ class Places(Generic[W]):
         return iter(self._addresses)
 
     @property
+    def n_answered(self) -> int:
+        """Whose requests have begun: a whole head is there."""
+        return len(self._addresses) - len(self._extra) - len(self._heads)
+
+    @property
     def is_crowded(self) -> bool:
         """So many are on their way out that nobody else can be sent."""
         return len(self._extra) >= self._n_extra

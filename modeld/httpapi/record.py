@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from modeld.types import Usage
 
+CLIENT_GONE = 499  # nginx's word for a client that left before it had its answer; only in the log and the metrics
+
 
 @dataclass(slots=True)
 class Record:
@@ -42,9 +44,15 @@ class Record:
         if self.first_text_at is None:
             self.first_text_at = self.last_text_at
 
-    def finished(self, reason: str, usage: Usage, *, counts_prompt: bool) -> None:
-        """A choice has ended; the prompt of several choices counts once."""
-        self.finish = reason
+    @property
+    def end(self) -> str:
+        """How it came out, in one word of a bounded set: a finish reason, the code of an error, client_gone, or ok."""
+        if self.status == CLIENT_GONE:
+            return "client_gone"
+        return self.code or self.finish or "ok"
+
+    def ended_choice(self, usage: Usage, *, counts_prompt: bool) -> None:
+        """A choice has ended, by itself or not; the prompt of several choices counts once."""
         self.completion_tokens += usage.completion_tokens
         if counts_prompt:
             self.prompt_tokens += usage.prompt_tokens

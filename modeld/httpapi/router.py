@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from modeld.errors import InvalidRequest, MethodNotAllowed, NotFound
-from modeld.httpapi import control, description, embeddings, health, openai, ops
+from modeld.httpapi import control, description, embeddings, health, metrics, openai, ops
 from modeld.httpapi.caller import Access
 from modeld.httpapi.message import EventsResponse, Request, Response, StreamResponse
 from modeld.httpapi.quotas import Counts
@@ -40,6 +40,7 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/events", control.get_events),
     # Not open: it tells the version, which no probe does, and who has no key has no use for it.
     Route("GET", "/openapi.json", description.get_openapi),
+    Route("GET", "/metrics", metrics.get_metrics),
     Route("GET", "/livez", health.get_livez, Access.OPEN),
     Route("GET", "/readyz", health.get_readyz, Access.OPEN),
     Route("GET", "/healthz", health.get_readyz, Access.OPEN),
@@ -90,6 +91,15 @@ def _find(path: str, routes: tuple[Route, ...]) -> list[tuple[Route, Mapping[str
 
 def _allowed(found: list[tuple[Route, Mapping[str, str]]]) -> tuple[str, ...]:
     return tuple(sorted({"OPTIONS"}.union(*(_methods(route) for route, _ in found))))
+
+
+def known_path(path: str) -> str | None:
+    """Of the table's row that has it, whatever the method; the first one."""
+    try:
+        segments = _segments(path)
+    except InvalidRequest:
+        return None
+    return next((route.path for route in ROUTES if _fits(route.path.split("/"), segments) is not None), None)
 
 
 def _methods(route: Route) -> tuple[str, ...]:

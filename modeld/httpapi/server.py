@@ -27,16 +27,19 @@ from modeld.httpapi.followers import Followers
 from modeld.httpapi.limits import Limits
 from modeld.httpapi.listeners import Acceptor, NoThread, listen
 from modeld.httpapi.message import encode_head, json_response
+from modeld.httpapi.metrics import Meter
 from modeld.httpapi.places import Places, Verdict
 from modeld.httpapi.quotas import Quotas
 from modeld.httpapi.service import Service
 from modeld.httpapi.unixsocket import UnixSocket
 from modeld.httpapi.watch import ClientWatch
+from modeld.metrics import Family, Registry, by_label, gauge
 from modeld.threads import start_thread
 
 log = logging.getLogger("modeld.http")
 
 _STACK_BYTES = 1 << 20
+TURNED_AWAY = ("refused", "dropped", "let_go", "descriptors", "threads")  # why; see docs/metrics.md
 _SETTLE_S = 0.1  # for connections that were told to go: each needs a turn of its thread
 _LOG_EVERY_S = 10.0
 _FORCED_END_S = 5.0  # for handlers to end once their sockets are shut down and their work is cancelled
@@ -55,9 +58,10 @@ class HttpServer:
         *,
         gate: Gate | None = None,
         quotas: Quotas | None = None,
+        registry: Registry | None = None,
     ) -> None:
         """Bind all addresses and listen; port 0 takes a free one. `gate` absent: no keys, and no names but localhost. `quotas`:
-        no bounds.
+        no bounds. `registry`: what `/metrics` tells beside what the server and the service do.
 
         Raises ListenError where an address cannot be had.
         """
@@ -78,6 +82,8 @@ class HttpServer:
         self._watch = ClientWatch()
         self._followers = Followers(self._limits, self._release)
         self._closing = os.eventfd(0, os.EFD_CLOEXEC)  # readable once no connection is to wait for another request
+        self._meter = Meter(registry or Registry(), service)
+        self._meter.registry.collect(self._connection_families)
         self._site = Site(
             service,
             self._watch,
@@ -86,6 +92,7 @@ class HttpServer:
             gate or Gate(),
             quotas or Quotas(LimitPolicy()),
             self._receiving,
+            self._meter,
         )
 
     @property
@@ -105,6 +112,20 @@ class HttpServer:
 
     def pulses(self) -> tuple[Pulse, ...]:
         return self._acceptor.pulse, self._watch.pulse, self._followers.pulse
+
+    def _connection_families(self) -> tuple[Family, ...]:
+        with self._cond:
+            n_open, n_busy = len(self._places), self._places.n_answered
+        turned_away = self.turned_away()
+        return (
+            gauge("modeld_http_connections", "Connections that are open.", n_open),
+            gauge("modeld_http_connections_busy", "Of these, with a request that is being answered.", n_busy),
+            gauge("modeld_http_connections_limit", "Connections that may be open.", self._limits.connections),
+            by_label(
+                "counter", "modeld_http_connections_turned_away", "Connections that found no place, or had to go for others.",
+                ("reason",), {(reason,): turned_away.get(reason, 0) for reason in TURNED_AWAY},
+            ),
+        )  # fmt: skip
 
     def turned_away(self) -> dict[str, int]:
         """Connections since the start that found no place, no thread or no descriptor, and those that had to go for others."""

@@ -13,6 +13,7 @@ from modeld.types import (
     Chunk,
     Embedded,
     EmbedRequest,
+    Figures,
     GenerateRequest,
     LoadedModel,
     ModelInfo,
@@ -85,6 +86,9 @@ class Service(Protocol):
 
     def heartbeats(self) -> Sequence[Heartbeat]:
         """How the daemon's threads are, each once."""
+
+    def figures(self) -> Figures:
+        """What there is to count. Waits for no decode, no load and no file."""
 
     def loaded(self) -> LoadedModel | None:
         """The model that answers now."""

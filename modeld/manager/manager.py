@@ -41,6 +41,7 @@ from modeld.threads import BIG_STACK_BYTES, start_thread
 from modeld.types import (
     ChatMessage,
     EmbedRequest,
+    Figures,
     GenerateRequest,
     LoadedModel,
     ModelInfo,
@@ -208,6 +209,23 @@ class Manager:
         if tenant is None or tenant.runner is None:
             return status
         return replace(status, load=tenant.runner.load())
+
+    def figures(self) -> Figures:
+        """Without a look at any file: a scrape must not wait for a disk."""
+        status = replace(self._life.status(), config_error=self._config_error)
+        tenant = self._life.tenant()
+        if tenant is not None and tenant.runner is not None:
+            status = replace(status, load=tenant.runner.load())
+        engine, cells = self._host.figures()
+        return Figures(
+            status=status,
+            models=tuple(self._registry),
+            ops=self.metrics.ops(),
+            steps_s=self.metrics.seconds(),
+            event_clients=self._hub.n_subscribers,
+            engine=engine,
+            cells=cells,
+        )
 
     def loaded(self) -> LoadedModel | None:
         tenant = self._life.tenant()

@@ -3,25 +3,12 @@
 from __future__ import annotations
 
 import threading
-from bisect import bisect_left
 from collections import Counter
-from dataclasses import dataclass
 
-from modeld.types import SwitchOp
+from modeld.metrics import Buckets
+from modeld.types import Distribution, SwitchOp
 
 BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)  # upper ends; above: infinity
-
-
-@dataclass(frozen=True, slots=True)
-class Histogram:
-    """`counts[i]`: observations up to BUCKETS_S[i] and above the bucket before; the last one has no upper end."""
-
-    counts: tuple[int, ...]
-    sum_s: float
-
-    @property
-    def n(self) -> int:
-        return sum(self.counts)
 
 
 class SwitchMetrics:
@@ -29,10 +16,9 @@ class SwitchMetrics:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        # Guards the three below.
+        # Guards the two below.
         self._ended: Counter[tuple[str, str, str]] = Counter()  # kind, reason, state
-        self._counts: dict[str, list[int]] = {}  # by step or phase, and "total"
-        self._sums: dict[str, float] = {}
+        self._seconds: dict[str, Buckets] = {}  # by step or phase, and "total"
 
     def ended(self, op: SwitchOp) -> None:
         with self._lock:
@@ -47,12 +33,10 @@ class SwitchMetrics:
         with self._lock:
             return dict(self._ended)
 
-    def seconds(self) -> dict[str, Histogram]:
+    def seconds(self) -> dict[str, Distribution]:
         """By step and phase, and `total`."""
         with self._lock:
-            return {step: Histogram(tuple(counts), self._sums[step]) for step, counts in self._counts.items()}
+            return {step: buckets.read() for step, buckets in self._seconds.items()}
 
     def _observe(self, step: str, seconds: float) -> None:
-        counts = self._counts.setdefault(step, [0] * (len(BUCKETS_S) + 1))
-        counts[bisect_left(BUCKETS_S, seconds)] += 1
-        self._sums[step] = self._sums.get(step, 0.0) + seconds
+        self._seconds.setdefault(step, Buckets(BUCKETS_S)).observe(seconds)

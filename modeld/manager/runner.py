@@ -9,10 +9,13 @@ from typing import Protocol
 from modeld.errors import ModeldError
 from modeld.heartbeat import Pulse
 from modeld.types import (
+    CellFigures,
     ChatMessage,
     Chunk,
+    Distribution,
     Embedded,
     EmbedRequest,
+    EngineFigures,
     FileFacts,
     GenerateRequest,
     Load,
@@ -116,6 +119,10 @@ Fits = Callable[[ModelSpec, ModelSpec | None], str | None]
 """Whether a model finds memory when another one (None: none) leaves for it: None, or why not, with the numbers."""
 
 
+_NONE = Distribution((), (0,), 0.0)
+NO_FIGURES = EngineFigures(0, 0, 0, 0, 0, 0.0, 0.0, 0, 0, 0, _NONE, _NONE)
+
+
 @dataclass(frozen=True, slots=True)
 class Host:
     """What the manager asks about model files and memory. The switch thread calls, for what takes time a thread that it
@@ -129,3 +136,4 @@ class Host:
     has_room: Callable[[ModelSpec], bool] = lambda _spec: False  # it is known to fit beside all that is loaded
     give_back: Callable[[], None] = lambda: None  # free pages of the heap to the system
     resident_bytes: Callable[[], int] = lambda: 0  # memory of the process that is not a file's
+    figures: Callable[[], tuple[EngineFigures, CellFigures]] = lambda: (NO_FIGURES, CellFigures(0, 0, 0))  # any thread

@@ -110,16 +110,23 @@ def test_a_page_of_another_site_gets_and_changes_nothing(tmp_path: Path, pages: 
                 "frame": "load",
             }
 
-            def status_of(method: str, path: str) -> int:
-                return int(daemon.wait_line(lambda line: (line.get("method"), line.get("target")) == (method, path))["status"])
+            def status_of(method: str, route: str) -> int:
+                return int(daemon.wait_line(lambda line: (line.get("method"), line.get("route")) == (method, route))["status"])
 
-            for asked in ("GET /status", "OPTIONS /switch", "OPTIONS /quarantine/x", "POST /unload", "GET /models", "GET /props"):
+            for asked in (
+                "GET /status",
+                "OPTIONS /switch",
+                "OPTIONS /quarantine/{model_id}",
+                "POST /unload",
+                "GET /models",
+                "GET /props",
+            ):
                 assert status_of(*asked.split()) == 403, asked
-            for asked in ("GET /v1/models", "GET /events", "POST /reload", "GET /v1/models/x"):
+            for asked in ("GET /v1/models", "GET /events", "POST /reload", "GET /v1/models/{model_id}"):
                 assert status_of(*asked.split()) == 403, asked
             assert status_of("GET", "/ops") == 200, "a link that is followed"
-        sent = {(line.get("method"), line.get("target")) for line in daemon.lines}
-        assert not {("POST", "/switch"), ("DELETE", "/quarantine/x")} & sent, "the preflight was refused"
+        sent = {(line.get("method"), line.get("route")) for line in daemon.lines}
+        assert not {("POST", "/switch"), ("DELETE", "/quarantine/{model_id}")} & sent, "the preflight was refused"
         assert (daemon.get("/status")["current_model"], daemon.get("/status")["generation"]) == ("demo-stories", 1)
 
 

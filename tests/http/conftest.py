@@ -13,6 +13,7 @@ from modeld.httpapi.auth import Gate, Rules
 from modeld.httpapi.browser import BrowserRules
 from modeld.httpapi.limits import Limits
 from modeld.httpapi.quotas import Quotas
+from modeld.httpapi.record import Record
 from modeld.httpapi.server import HttpServer
 
 
@@ -48,6 +49,14 @@ def server(service: FakeService, limits: Limits, gate: Gate, quotas: Quotas) -> 
     for generation in service.generations:
         generation.cancel()
     server.close(5.0)
+
+
+@pytest.fixture
+def records(server: HttpServer, monkeypatch: pytest.MonkeyPatch) -> list[Record]:
+    """Those of all requests that have ended; the log tells less."""
+    found: list[Record] = []
+    monkeypatch.setattr(server._meter, "ended", found.append)
+    return found
 
 
 @pytest.fixture

@@ -17,11 +17,15 @@ from modeld.heartbeat import Heartbeat
 from modeld.httpapi.service import Sink
 from modeld.policy import Strategy, SwitchOptions
 from modeld.types import (
+    CellFigures,
     ChatMessage,
     Chunk,
+    Distribution,
     Embedded,
     EmbedRequest,
+    EngineFigures,
     Failed,
+    Figures,
     Finished,
     GenerateRequest,
     Load,
@@ -52,6 +56,12 @@ STATUS = Status(
 )  # fmt: skip
 OP = SwitchOp(op_id="op-1", target_model_id="other", state=OpState.RUNNING, queued_at=10.5, step=Step.MMAP, pct=43,
               started_at=10.75, steps_ms={"unload": 12.5})  # fmt: skip
+
+SPREAD = Distribution((0.1, 1.0), (2, 1, 0), 0.75)
+FIGURES = Figures(
+    status=STATUS, models=(), ops={("switch", "request", "succeeded"): 2}, steps_s={"mmap": SPREAD}, event_clients=0,
+    engine=EngineFigures(7, 1, 100, 20, 3, 1.5, 2.5, 4, 30, 10, SPREAD, SPREAD), cells=CellFigures(40, 4096, 1000),
+)  # fmt: skip
 
 
 class FakeGeneration:
@@ -96,7 +106,7 @@ class FakeGeneration:
 
     def cancel(self) -> None:
         self.cancelled.set()
-        self.fail(RequestCancelled("the client left"))
+        self.feed("", Failed(RequestCancelled("the client left"), Usage(self.prompt_tokens, 1)))
 
 
 class FakeEmbedding:
@@ -157,6 +167,7 @@ class FakeService:
 
     def __init__(self) -> None:
         self.status_now = STATUS
+        self.figures_now = FIGURES
         self.hub = EventHub(STATUS)
         self.beats = {name: Heartbeat(f"modeld-{name}", 0.0, None, ok=True) for name in ("switch", "engine", "accept")}
         self.script: Sequence[str | Finished | Failed | Chunk] | None = ("Hello", " world", Finished("stop", Usage(3, 2)))
@@ -204,6 +215,11 @@ class FakeService:
 
     def heartbeats(self) -> list[Heartbeat]:
         return list(self.beats.values())
+
+    def figures(self) -> Figures:
+        """As the status; the counts are what a test has set."""
+        figures = replace(self.figures_now, status=self.status_now, event_clients=self.hub.n_subscribers)
+        return replace(figures, models=tuple(info.id for info in self.models()))
 
     def loaded(self) -> LoadedModel | None:
         return replace(LOADED, tool_call_format=self.tool_call_format) if self.status_now.current_model else None

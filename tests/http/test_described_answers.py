@@ -353,6 +353,10 @@ ANSWERS: dict[Key, list[Callable[[Serving], Answer]]] = {
     ],
     ("GET", "/events", 200): [all_events(), all_events("Last-Event-ID: of-another-life")],
     ("GET", "/openapi.json", 200): [plain("GET", "/openapi.json")],
+    ("GET", "/metrics", 200): [
+        plain("GET", "/metrics"),
+        lambda s: s.ask("GET", "/metrics", None, "Accept: application/openmetrics-text"),
+    ],
     ("GET", "/livez", 200): [plain("GET", "/livez"), plain("GET", "/livez?verbose")],
     ("GET", "/readyz", 200): [plain("GET", "/readyz"), plain("GET", "/readyz?verbose&exclude=model&exclude=nothing")],
     ("GET", "/readyz", 503): [

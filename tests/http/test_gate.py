@@ -22,9 +22,11 @@ from modeld.httpapi.connection import Connection
 from modeld.httpapi.exchange import Site, serve
 from modeld.httpapi.followers import Followers
 from modeld.httpapi.limits import Limits
+from modeld.httpapi.metrics import Meter
 from modeld.httpapi.quotas import Quotas
 from modeld.httpapi.router import ROUTES, Route
 from modeld.httpapi.watch import ClientWatch
+from modeld.metrics import Registry
 from modeld.types import ApiKey, OpError, State
 
 KEY_OF = {"web": "use-canary-0123456789", "ops": "admin-canary-987654321", "wrong": "wrong-canary-987654321"}
@@ -350,7 +352,16 @@ def over_unix(service: FakeService, gate: Gate, quotas: Quotas) -> Iterator[RawC
     ours, theirs = socket.socketpair(socket.AF_UNIX)
     watch = ClientWatch()
     watch.start()
-    site = Site(service, watch, Followers(Limits(), lambda _: None), lambda: False, gate, quotas, lambda _: nullcontext())
+    site = Site(
+        service,
+        watch,
+        Followers(Limits(), lambda _: None),
+        lambda: False,
+        gate,
+        quotas,
+        lambda _: nullcontext(),
+        Meter(Registry(), service),
+    )
     thread = threading.Thread(target=serve, args=(Connection(ours, Limits(linger_s=0.1)), site, _Always()))
     thread.start()
     theirs.settimeout(10)

@@ -8,7 +8,6 @@ proxy's log says what it forwarded, the server's what it took for a request: the
 from __future__ import annotations
 
 import contextlib
-import logging
 import re
 import socket
 from collections import Counter
@@ -19,6 +18,7 @@ import pytest
 from raw_client import RawClient
 
 from modeld.httpapi.limits import Limits
+from modeld.httpapi.record import Record
 from modeld.httpapi.server import HttpServer
 from tests.fronts import Front, haproxy, nginx
 from tests.http import smuggling_h2
@@ -115,8 +115,7 @@ def send_vector(address: tuple[str, int], raw: bytes) -> None:
 
 
 @pytest.mark.parametrize("name", FRONTS)
-def test_a_proxy_and_the_server_agree_on_every_request(name: str, server: HttpServer, tmp_path: Path, caplog):
-    caplog.set_level(logging.INFO, "modeld.http")
+def test_a_proxy_and_the_server_agree_on_every_request(name: str, server: HttpServer, tmp_path: Path, records: list[Record]):
     with FRONTS[name](tmp_path, "{}:{}".format(*server.address)) as front:
         for number, vector in enumerate(VECTORS):
             send_vector(front.address, vector.numbered(number) + END.replace("=000", f"={number:03}").encode())
@@ -126,12 +125,13 @@ def test_a_proxy_and_the_server_agree_on_every_request(name: str, server: HttpSe
             assert (answer.status, answer.fields["x-request-id"]) == (200, mine), f"{vector.name}: another's answer"
         front.wait_line(f"innocent={len(VECTORS) - 1:03}")
     server.close(5.0)
-    compare(name, [vector.name for vector in VECTORS], front, caplog.records)
+    compare(name, [vector.name for vector in VECTORS], front, records)
 
 
 @pytest.mark.parametrize("name", FRONTS_H2)
-def test_a_proxy_that_takes_http_2_and_the_server_agree_on_every_request(name: str, server: HttpServer, tmp_path: Path, caplog):
-    caplog.set_level(logging.INFO, "modeld.http")
+def test_a_proxy_that_takes_http_2_and_the_server_agree_on_every_request(
+    name: str, server: HttpServer, tmp_path: Path, records: list[Record]
+):
     with FRONTS_H2[name](tmp_path, "{}:{}".format(*server.address)) as front:
         for number, vector in enumerate(smuggling_h2.VECTORS):
             smuggling_h2.exchange(front.address, vector.numbered(number))
@@ -139,13 +139,13 @@ def test_a_proxy_that_takes_http_2_and_the_server_agree_on_every_request(name: s
             assert f"there is no /none-{number:03} here".encode() in answer, f"{vector.name}: another's answer"
         front.wait_line(f"none-{number:03}")
     server.close(5.0)
-    compare(f"{name}, HTTP/2", [vector.name for vector in smuggling_h2.VECTORS], front, caplog.records)
+    compare(f"{name}, HTTP/2", [vector.name for vector in smuggling_h2.VECTORS], front, records)
 
 
-def compare(title: str, names: list[str], front: Front, records: list[logging.LogRecord]) -> None:
+def compare(title: str, names: list[str], front: Front, records: list[Record]) -> None:
     """What the proxy forwarded, and what the server took for requests; there is an innocent one for each vector, too."""
     forwarded = [line.partition("|")[2] for line in front.lines if re.match(r"FORWARDED (?!-|<NOSRV>)", line)]
-    taken = [vars(record)["target"] for record in records if record.name == "modeld.http" and "target" in vars(record)]
+    taken = [record.target for record in records]
     desyncs = [name for number, name in enumerate(names) if not agree(number, forwarded, taken)]
     n_through = sum(bool(marks(number, forwarded)) for number in range(len(names)))
     n_requests = len(forwarded) - len(names)
