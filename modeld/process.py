@@ -35,6 +35,8 @@ class ProcessFigures:
             page_bytes = os.sysconf("SC_PAGE_SIZE")
             yield gauge("process_virtual_memory_bytes", "Addresses in use.", int(pages[0]) * page_bytes)
             yield gauge("process_resident_memory_bytes", "Memory in use, mapped files included.", int(pages[1]) * page_bytes)
+            own_bytes = (int(pages[1]) - int(pages[2])) * page_bytes
+            yield gauge("modeld_resident_anonymous_bytes", "Memory in use that is no file's.", own_bytes)
             yield gauge("process_threads", "Threads.", sum(1 for _ in (self._proc / "task").iterdir()))
             # One is the listing's own.
             yield gauge("process_open_fds", "Descriptors that are open.", sum(1 for _ in (self._proc / "fd").iterdir()) - 1)

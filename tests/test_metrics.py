@@ -155,6 +155,7 @@ def test_accept_chooses_the_text(accept: str, openmetrics: bool) -> None:
 def test_the_process_is_told_under_the_standard_names() -> None:
     found = parsed(ProcessFigures()(), openmetrics=True)
     assert {name for name, _ in found} == {
+        "modeld_resident_anonymous_bytes",
         "process_cpu_seconds_total",
         "process_max_fds",
         "process_open_fds",
@@ -164,6 +165,7 @@ def test_the_process_is_told_under_the_standard_names() -> None:
         "process_virtual_memory_bytes",
     }
     assert found[key("process_virtual_memory_bytes")] > found[key("process_resident_memory_bytes")] > 1 << 20
+    assert found[key("process_resident_memory_bytes")] > found[key("modeld_resident_anonymous_bytes")] > 1 << 20
     assert found[key("process_max_fds")] > found[key("process_open_fds")] >= 3
 
 
