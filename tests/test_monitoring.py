@@ -94,7 +94,7 @@ def test_every_legend_names_labels_that_its_series_has() -> None:
 def test_panels_have_names_places_and_ids_of_their_own() -> None:
     ids = [panel["id"] for panel in DASHBOARD["panels"]]
     assert len(set(ids)) == len(ids)
-    places = set()
+    places: set[tuple[int, int]] = set()
     for panel in DASHBOARD["panels"]:
         at = panel["gridPos"]
         assert at["x"] + at["w"] <= 24

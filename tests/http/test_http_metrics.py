@@ -120,6 +120,25 @@ def parse_registry(server: HttpServer) -> Scrape:
     return parse(render(server._meter.registry.read(), openmetrics=True).decode())
 
 
+class TestShortGenerations:
+    @pytest.fixture
+    def limits(self) -> Limits:
+        return Limits(generation_s=0.2)
+
+    @pytest.mark.parametrize("stream", [False, True])
+    @pytest.mark.parametrize("begun", [False, True])
+    def test_a_generation_that_took_too_long_is_counted_with_its_tokens(
+        self, stream: bool, begun: bool, client: RawClient, server: HttpServer, service: FakeService
+    ) -> None:
+        service.script = ["Hello"] if begun else None
+        client.request("POST", "/v1/completions", {"prompt": "x", "stream": stream})
+        ended(client)
+        found = scraped(server)
+        assert found['modeld_generations_total{end="generation_timeout",model="tiny:q8"}'] == 1
+        assert found['modeld_completion_tokens_total{model="tiny:q8"}'] == 1
+        assert found['modeld_prompt_tokens_total{model="tiny:q8"}'] == 3
+
+
 class TestOneConnection:
     @pytest.fixture
     def limits(self) -> Limits:
