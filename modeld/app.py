@@ -27,6 +27,7 @@ from modeld.httpapi.caller import KeyRules
 from modeld.httpapi.limits import Limits
 from modeld.httpapi.unixsocket import UnixSocket
 from modeld.llm.libllama import LLAMA_COMMIT
+from modeld.llm.memory import settle_allocator
 from modeld.logwriter import LogWriter
 from modeld.metrics import Family, Registry, by_label, counter
 from modeld.notify import Notifier
@@ -74,7 +75,9 @@ def main(argv: list[str] | None = None) -> int:
     except ConfigError as error:
         print(f"modeld: {error}", file=sys.stderr)
         return EXIT_CONFIG
-    signals = _Signals()  # before any thread begins, the log's included
+    # Before any thread begins, the log's included: each has the signal mask of the one that starts it, and would have an arena.
+    settle_allocator()
+    signals = _Signals()
     writer = logs.configure(config.server.log_level, config.server.log_format, logs.standard_error())
     try:
         return serve(source, config, signals, writer)

@@ -33,7 +33,8 @@ def _libc() -> ctypes.CDLL | None:
 
 
 def settle_allocator() -> None:
-    """Fix glibc's thresholds for this process. Once, before there are threads that allocate much; see mallopt(3)."""
+    """Fix glibc's thresholds for this process. Before its first thread, which would have an arena of its own, and others after
+    it would share that; see mallopt(3). Idempotent."""
     libc = _libc()
     if libc is not None:
         libc.mallopt(M_MMAP_THRESHOLD, _MMAP_THRESHOLD_BYTES)
