@@ -149,6 +149,15 @@ def daemon_families(service: Service) -> Iterator[Family]:
     )  # fmt: skip
     yield counter("modeld_decode_seconds", "Time inside decodes.", engine.decode_s)
     yield counter("modeld_engine_busy_seconds", "Time in which an engine did anything but wait for work.", engine.busy_s)
+    beats = service.heartbeats()
+    yield by_label(
+        "gauge", "modeld_heartbeat_age_seconds", "How long a thread has been at what it does; 0: it rests.", ("thread",),
+        {(beat.thread,): beat.age_s for beat in beats},
+    )  # fmt: skip
+    yield by_label(
+        "gauge", "modeld_thread_stuck", "1 for a thread that takes too long over something short, or has ended.", ("thread",),
+        {(beat.thread,): float(not beat.ok) for beat in beats},
+    )  # fmt: skip
     yield gauge("modeld_event_clients", "Readers of /events.", figures.event_clients)
 
 

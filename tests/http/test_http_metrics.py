@@ -10,6 +10,7 @@ from fake_service import FIGURES, FakeService
 from raw_client import RawClient
 
 from modeld.errors import ModelSwitched
+from modeld.heartbeat import Heartbeat
 from modeld.httpapi.limits import Limits
 from modeld.httpapi.server import HttpServer
 from modeld.types import Failed, Figures, Finished, Usage
@@ -162,12 +163,16 @@ class TestOneConnection:
 
 def test_the_daemons_figures_are_told(client: RawClient, server: HttpServer, service: FakeService) -> None:
     service.subscribe(None)
+    service.beats["engine"] = Heartbeat("modeld-engine", 90.0, "what comes after a decode", ok=False)
     found = scraped(server)
     assert found['modeld_state{state="ready"}'] == 1
     assert found['modeld_state{state="loading"}'] == found['modeld_state{state="error"}'] == 0
     assert found['modeld_model_loaded{model="tiny:q8"}'] == 1
     assert found['modeld_model_loaded{model="other"}'] == 0
     assert found["modeld_event_clients"] == 1
+    assert found['modeld_thread_stuck{thread="modeld-engine"}'] == 1
+    assert found['modeld_heartbeat_age_seconds{thread="modeld-engine"}'] == 90
+    assert found['modeld_thread_stuck{thread="modeld-switch"}'] == 0
     assert found['modeld_ops_total{kind="switch",reason="request",state="succeeded"}'] == 2
     assert found['modeld_ops_total{kind="unload",reason="idle",state="failed"}'] == 0
     assert found['modeld_op_step_seconds_count{step="mmap"}'] == 3
@@ -187,6 +192,9 @@ class Reluctant:
         self.n_asked += 1
         figures: Figures = FIGURES
         return figures
+
+    def heartbeats(self) -> list[Heartbeat]:
+        return []
 
     def __getattr__(self, name: str) -> Any:
         raise AssertionError(f"a scrape asked for {name}")
