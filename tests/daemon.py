@@ -277,7 +277,7 @@ class _Reader:
         try:
             while line := self.response.readline():
                 yield line.decode().rstrip("\r\n")
-        except (http.client.HTTPException, AttributeError):  # the latter where it reads on after an end between two chunks
+        except (http.client.HTTPException, OSError, AttributeError):  # the last where it reads on after an end between chunks
             if not self._hung_up:
                 raise
 

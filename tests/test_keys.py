@@ -87,7 +87,7 @@ def test_a_key_itself_is_neither_kept_nor_shown(tmp_path: Path) -> None:
 def test_processes_that_the_daemon_starts_do_not_inherit_the_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[int, bool, int]] = []
 
-    def serve(source: ConfigSource, config: Config, _: object) -> int:
+    def serve(source: ConfigSource, config: Config, *_: object) -> int:
         # What a reload reads is what was there at the start.
         seen.append((len(config.keys), VARIABLE in os.environ, len(source.load().keys)))
         return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import select
 import time
 from collections.abc import Iterator
@@ -141,3 +142,26 @@ def test_limits_change_with_a_reload_and_a_name_that_nobody_has_is_told(tmp_path
         config.write_text(config.read_text().replace("requests_per_minute: 1", "max_queued: 3"))
         assert daemon.request("POST", "/reload", {})[0] == 200
         assert [ask(daemon, "127.0.0.1") for _ in range(3)] == [200, 200, 200]
+
+
+@pytest.mark.parametrize("way", ["reset", "half close"])
+def test_the_tokens_of_a_stream_whose_client_left_are_charged(tmp_path: Path, way: str) -> None:
+    with Daemon(limited(tmp_path, "tokens_per_minute: 60")) as daemon:  # one comes back each second
+        daemon.wait_ready()
+        leaving = RawClient((daemon.host, daemon.port))
+        leaving.post_only("POST", PATH, {**LONG, "max_tokens": 400, "stream": True, "n": 4})
+        leaving.until(b"\r\n\r\n")
+        n_read = 0
+        while n_read < 200:
+            n_read += leaving.chunk().count(b"data: ")
+        leaving.reset() if way == "reset" else leaving.half_close()
+        daemon.wait_status(lambda status: status["slots"]["busy"] + status["queue"] == 0)
+        client = RawClient((daemon.host, daemon.port))
+        deadline = time.monotonic() + DEADLINE_S
+        while (answer := client.request("POST", PATH, SHORT)).status == 200:
+            assert time.monotonic() < deadline, "never charged"
+        taken = re.search(r"has taken (\d+) of the 60 tokens", answer.json["error"]["message"])
+        assert taken is not None
+        assert n_read - 60 <= int(taken[1]) < 1600, "what was made until then, less what came back meanwhile"
+        leaving.close()
+        client.close()

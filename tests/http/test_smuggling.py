@@ -32,6 +32,7 @@ def test_hidden_bytes_are_no_request(number: int, server: HttpServer, client: Ra
         answer = client.request("GET", "/livez?innocent=000", None, "X-Request-Id: innocent", "Connection: close")
         assert (answer.status, answer.fields["x-request-id"]) == (200, "innocent")
     assert client.rest() == b"", "more responses than requests"
+    client.close()
     server.close(5.0)  # all records are there then
     targets = [record.target for record in records if record.method != "-"]
     assert not [target for target in targets if "smuggled" in target]
