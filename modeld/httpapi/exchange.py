@@ -123,8 +123,11 @@ class Exchange:
 
     def _skip_unread(self) -> bool:
         """Read the rest of the body away; False where it does not come. The request was answered, so that is no error."""
+        if not self._unread_bytes:
+            return True
         try:
-            self._connection.skip(self._unread_bytes, time.monotonic() + self._limits.body_s)
+            with self._site.receiving(self._connection):  # who was refused, and sends no body, holds no place against others
+                self._connection.skip(self._unread_bytes, time.monotonic() + self._limits.body_s)
         except (RequestTimeout, Disconnected):
             return False
         return True

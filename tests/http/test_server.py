@@ -453,6 +453,22 @@ def test_where_no_head_is_unfinished_the_oldest_unfinished_body_goes(connect: Co
     assert bodies[1].answer().status == 202
 
 
+@with_limits(connections=2)
+def test_who_was_refused_and_sends_no_body_goes_for_others(connect: Connect, service: FakeService):
+    """Else who has no key could hold all places, for body_s each: a body that nobody wants is read away."""
+    service.script = None
+    running = connect().post_only("POST", "/v1/completions", {"prompt": "x"})
+    service.generation()
+    refused = connect().send("POST /nothing HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\nContent-Length: 20\r\n\r\n")
+    assert refused.answer().status == 404
+    deadline = time.monotonic() + 5  # its thread comes to the body just after its answer
+    while connect().request("GET", "/livez").status != 200:
+        assert time.monotonic() < deadline
+    assert refused.is_closed()
+    service.generation().feed("done", Finished("stop", Usage(1, 1)))
+    assert running.answer().status == 200
+
+
 def test_without_a_thread_a_connection_is_told_503_and_the_next_is_served(
     server: HttpServer, connect: Connect, monkeypatch, caplog
 ):
