@@ -48,7 +48,8 @@ def method(record: Record) -> str:
 def _target(record: Record) -> str | None:
     """The path: with its parameters where they named something, else the route's."""
     path = record.target.partition("?")[0]
-    named_something = record.route is not None and record.status < 400 and path.startswith("/")
+    looked_up = record.route is not None and record.method != "OPTIONS"  # its answer is the same whatever the path names
+    named_something = looked_up and record.status < 400 and path.startswith("/")
     return path[:_LONGEST_TARGET] if named_something else record.route
 
 
