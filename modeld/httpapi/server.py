@@ -211,9 +211,12 @@ class HttpServer:
         if now - self._told_s >= _LOG_EVERY_S:
             self._told_s = now
             n_gone = self.turned_away()["let_go"]
-            log.warning(
-                "all %d connections are in use; the oldest unfinished ones go (%d so far)", self._limits.connections, n_gone
-            )
+            log.warning("%s; the oldest unfinished ones go (%d so far)", self._all_in_use(), n_gone)
+
+    def _all_in_use(self) -> str:
+        per_address = self._limits.connections_per_address
+        of_address = f", or the {per_address} that one address may have" if per_address else ""
+        return f"all {self._limits.connections} connections are in use{of_address}"
 
     def _make_room(self) -> None:
         with self._cond:
@@ -250,8 +253,7 @@ class HttpServer:
                 self._release(connection)
 
     def _refuse(self, connection: Connection) -> None:
-        message = f"all {self._limits.connections} connections are in use"
-        error = TooManyConnections(message, retry_after_s=1)
+        error = TooManyConnections(self._all_in_use(), retry_after_s=1)
         Exchange(connection, self._site).refuse(error)
         connection.finish()
 

@@ -423,7 +423,9 @@ def test_an_address_may_not_take_more_than_its_share(connect: Connect, service: 
     for n in range(2):
         connect().post_only("POST", "/v1/completions", {"prompt": "x"})
         service.generation(n)
-    assert connect().answer().code == "too_many_connections"
+    refused = connect().answer()
+    assert refused.code == "too_many_connections"
+    assert refused.json["error"]["message"] == "all 3 connections are in use, or the 2 that one address may have"
 
 
 @with_limits(connections=3)
