@@ -44,8 +44,8 @@ class ClientWatch:
         with self._lock:
             if self._closed:
                 return
+            self._epoll.register(fd, _GONE)  # first: where the kernel has no room for it, there is nothing to remove
             self._callbacks[fd] = on_gone
-            self._epoll.register(fd, _GONE)
 
     def remove(self, fd: int) -> None:
         """Idempotent. A call back that has begun may still be running when this returns."""

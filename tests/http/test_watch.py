@@ -32,6 +32,13 @@ def test_bytes_do_not_count_as_leaving_but_the_end_behind_them_does(watch: Clien
         watch.remove(here.fileno())
 
 
+def test_what_the_kernel_does_not_watch_need_not_be_removed(watch: ClientWatch):
+    closed = 1 << 20
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        watch.add(closed, lambda: None)
+    watch.remove(closed)
+
+
 def test_who_left_before_it_was_watched_is_told(watch: ClientWatch):
     here, there = socket.socketpair()
     there.close()
