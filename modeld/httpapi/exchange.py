@@ -116,10 +116,12 @@ class Exchange:
 
     def conclude(self) -> None:
         """The last act, whichever thread comes to it: the connection's, or the followers' where they took it over."""
-        self._site.watch.remove(self._connection.sock.fileno())
-        if self._on_gone is not None and not self._finished:
-            self._on_gone()
-        self._end()
+        try:
+            self._site.watch.remove(self._connection.sock.fileno())
+            if self._on_gone is not None and not self._finished:
+                self._on_gone()
+        finally:  # whatever fails there: else its client would have one request open for ever
+            self._end()
 
     def _skip_unread(self) -> bool:
         """Read the rest of the body away; False where it does not come. The request was answered, so that is no error."""
@@ -253,6 +255,7 @@ class Exchange:
             self._send_stream(response, keep)
         else:  # HEAD: nobody is going to follow
             response.subscription.close()
+            self.settle()
             self._connection.send(self._stream_head("text/event-stream", response.fields, keep))
 
     def _send_whole(self, response: Response, keep: bool) -> None:

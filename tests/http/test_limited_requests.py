@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fake_service import FakeService
+from fake_service import FakeAdmission, FakeService
 from raw_client import DEADLINE_S, Answer, RawClient, data_frames
 
 from modeld.clientlimits import ClientLimits, LimitPolicy
@@ -212,6 +212,29 @@ def test_who_has_its_answer_may_ask_again_at_once(
     for _ in range(50):
         client = connect().post_only("POST", COMPLETIONS, body, version=version)
         client.until(b"engine_failed" if body.get("n") else b"[DONE]" if body.get("stream") else b'"usage"')
+
+
+def test_who_only_asked_for_the_head_of_the_events_has_no_stream(connect: Connect, limit: Limit) -> None:
+    limit(max_streams=1)
+    for _ in range(50):
+        assert connect().request("HEAD", "/events").status == 200
+
+
+def test_a_fault_in_telling_that_a_client_left_keeps_no_request_open(
+    service: FakeService, connect: Connect, limit: Limit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object) -> None:
+        raise OSError("a fault")
+
+    monkeypatch.setattr(FakeAdmission, "cancel", fail)
+    limit(max_requests=1)
+    service.script = None
+    leaving = connect().post_only("POST", COMPLETIONS, STREAM)
+    generation = service.generation()
+    leaving.reset()
+    service.script = ("x", Finished("stop", Usage(1, 1)))
+    generation.feed("what cannot be written")
+    assert until_let_in(connect, PROMPT).status == 200
 
 
 def test_a_client_that_left_may_come_again(service: FakeService, connect: Connect, limit: Limit) -> None:
