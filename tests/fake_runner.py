@@ -49,6 +49,7 @@ class FakeGeneration:
 class FakeEmbedding:
     def __init__(self, model_id: str) -> None:
         self.model_id = model_id
+        self.n_computed = 0
 
     def result(self, timeout_s: float | None) -> Embedded:
         return Embedded((), 0)

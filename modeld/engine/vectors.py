@@ -20,6 +20,7 @@ class EmbeddingJob:
         self.model_id = model_id
         self.client = client
         self.inputs = inputs
+        self.n_computed = 0  # tokens of the inputs whose vectors are there; written by the engine thread alone
         self._on_cancel = on_cancel
         self._vectors: list[array[float]] = [array("f")] * len(inputs)
         self._n_missing = len(inputs)
@@ -30,6 +31,7 @@ class EmbeddingJob:
     def put(self, index: int, vector: array[float]) -> bool:
         """The vector of one input; whether it was the last that was missing. Then `finish` is to follow."""
         self._vectors[index] = vector
+        self.n_computed += len(self.inputs[index])
         self._n_missing -= 1
         return self._n_missing == 0
 

@@ -7,6 +7,7 @@ held by all of them (2048 vectors of 4096 numbers are 100 MB of text).
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import math
 import struct
@@ -15,17 +16,18 @@ from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from modeld.errors import EngineFailed, GenerationTimeout, InvalidRequest
+from modeld.errors import EngineFailed, GenerationTimeout, InvalidRequest, ModeldError
 from modeld.httpapi import schema
 from modeld.httpapi.fields import INT32_MAX, Fields, brief, missing, token_ids, wrong_type
 from modeld.httpapi.message import LAST_FRAME, Request, StreamResponse, Writes
-from modeld.httpapi.service import Service
+from modeld.httpapi.service import Embedding, Service
 from modeld.httpapi.strictjson import parse_object
-from modeld.types import EmbedRequest
+from modeld.types import Embedded, EmbedRequest
 
 MAX_INPUTS = 2048  # OpenAI's
 MAX_P = 100  # of a p-norm
 _WRITE_BYTES = 64 << 10
+SETTLE_S = 1.0  # for what a request that is cut has come to; it ends before the next decode
 
 Vector = Sequence[float]
 
@@ -48,13 +50,11 @@ def post_embeddings(request: Request, service: Service) -> StreamResponse:
     admission = service.admit_embedding(replace(asked.embed, share=request.ticket.share))
     request.on_client_gone(admission.cancel)
     embedding = admission.wait(until - time.monotonic())
-    left_s = until - time.monotonic()
-    embedded = None if embedding is None else embedding.result(None if left_s == math.inf else left_s)
+    embedded = None if embedding is None else _computed(request, embedding, until)
     if embedding is None or embedded is None:
         admission.cancel()
         raise GenerationTimeout("this took longer than the server allows (server.generation_timeout_s); it was cancelled")
     request.reply_fields["X-Model-Id"] = request.record.model_id = embedding.model_id
-    request.record.prompt_tokens = embedded.prompt_tokens
     vectors = [normalized(vector[: asked.embed.dimensions], asked.normalize) for vector in embedded.vectors]
     usage = {"prompt_tokens": embedded.prompt_tokens, "total_tokens": embedded.prompt_tokens}
     tail = f'], "model": {json.dumps(embedding.model_id)}, "usage": {json.dumps(usage)}}}'
@@ -64,6 +64,20 @@ def post_embeddings(request: Request, service: Service) -> StreamResponse:
         fields={"Cache-Control": "no-store"},
         content_type="application/json",
     )
+
+
+def _computed(request: Request, embedding: Embedding, until: float) -> Embedded | None:
+    """All vectors; None when the time is over. However it ends, what was computed is in the record: for who pays."""
+    left_s = until - time.monotonic()
+    try:
+        embedded = embedding.result(None if left_s == math.inf else left_s)
+        if embedded is None:
+            embedding.cancel()
+            with contextlib.suppress(ModeldError):  # RequestCancelled, mostly
+                embedding.result(SETTLE_S)
+        return embedded
+    finally:
+        request.record.prompt_tokens = embedding.n_computed
 
 
 # -- the request

@@ -50,6 +50,7 @@ class Embedding(Protocol):
     """A request for embeddings that runs, seen from its handler."""
 
     model_id: str
+    n_computed: int  # tokens of the inputs whose vectors are there; final once `result` has returned them or raised
 
     def result(self, timeout_s: float | None) -> Embedded | None:
         """All vectors; None when the time is over. Raises ModelSwitched, EngineFailed, ShuttingDown, RequestCancelled."""

@@ -42,6 +42,7 @@ class Embedding(Protocol):
     """A request for embeddings that runs; the manager only passes it on."""
 
     model_id: str
+    n_computed: int
 
     def result(self, timeout_s: float | None) -> Embedded | None: ...
 

@@ -151,6 +151,7 @@ def test_a_client_that_leaves_in_the_middle_frees_the_next_decodes(runner: Engin
     runtime.gate.open()
     with pytest.raises(RequestCancelled):
         result(gone)
+    assert gone.n_computed == sum(len(span.tokens) for span in runtime.batches[WARMUP]), "what was computed for it"
     result(runner.embed(request("y")))
     assert len(runtime.batches) == WARMUP + 2
 

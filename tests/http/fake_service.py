@@ -116,6 +116,7 @@ class FakeEmbedding:
         self.request = request
         self.model_id = LOADED.id
         self.cancelled = threading.Event()
+        self.n_computed = 5 * len(request.inputs)
         self.vectors = tuple(array("f", (3.0 + i, 4.0, 0.0, 0.1)) for i in range(len(request.inputs)))
         self.error: Exception | None = None
         self.ended = threading.Event()

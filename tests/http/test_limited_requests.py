@@ -13,7 +13,7 @@ from fake_service import FakeAdmission, FakeService
 from raw_client import DEADLINE_S, Answer, RawClient, data_frames
 
 from modeld.clientlimits import ClientLimits, LimitPolicy
-from modeld.errors import EngineFailed
+from modeld.errors import EngineFailed, ModelSwitched
 from modeld.httpapi.auth import Gate, Rules
 from modeld.httpapi.browser import BrowserRules
 from modeld.httpapi.caller import KeyRules
@@ -178,6 +178,26 @@ def test_keys_are_clients_wherever_they_come_from_and_may_have_limits_of_their_o
     assert [ask("127.0.0.1", "web"), ask("127.0.0.2", "web")] == [200, 429]
     assert [ask("127.0.0.1", "batch") for _ in range(4)] == [200, 200, 200, 429]
     assert [service.generation(i).request.share for i in (0, 3)] == [Share("key:web"), Share("key:batch", 9)]
+
+
+@pytest.mark.parametrize("cut", ["left", "switched"])
+def test_embeddings_that_were_cut_count_what_was_computed(service: FakeService, connect: Connect, limit: Limit, cut: str) -> None:
+    limit(tokens_per_minute=1000, max_requests=1)
+    service.embeddings_held = True
+    client = connect().post_only("POST", "/v1/embeddings", {"input": ["x"] * 400})
+    embedding = service.embedding()
+    embedding.n_computed = 1500  # of 2000
+    if cut == "left":
+        client.reset()
+        assert embedding.cancelled.wait(DEADLINE_S)
+    else:
+        embedding.error = ModelSwitched("away")
+        embedding.ended.set()
+        assert client.answer().status == 503
+    deadline = time.monotonic() + DEADLINE_S
+    while (answer := connect().request("POST", COMPLETIONS, PROMPT)).code == "too_many_requests":
+        assert time.monotonic() < deadline
+    assert (answer.code, answer.json["error"]["type"]) == ("rate_limit_exceeded", "tokens")
 
 
 # -- at once
