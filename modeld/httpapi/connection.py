@@ -81,7 +81,7 @@ class Connection:
                 if self._buffer == b"\r\n":
                     self._buffer.clear()
                     skipped_blank = True
-                self._fill_for_head(deadline)
+                self._fill_unless_closing(deadline)
         except (RequestTimeout, Disconnected):
             return None
         if not skipped_blank and self._buffer.startswith(b"\r\n"):
@@ -97,7 +97,7 @@ class Connection:
                 return head
             checked = len(self._buffer)
             try:
-                self._fill_for_head(deadline)
+                self._fill_unless_closing(deadline)
             except _ServerCloses:
                 return None
             except RequestTimeout:
@@ -128,11 +128,11 @@ class Connection:
         return data
 
     def skip(self, n_bytes: int, deadline: float) -> None:
-        """Read n_bytes away without keeping them. Raises RequestTimeout, Disconnected."""
+        """Read n_bytes away without keeping them. Raises RequestTimeout; Disconnected, also as soon as the server closes."""
         while n_bytes > len(self._buffer):
             n_bytes -= len(self._buffer)
             self._buffer.clear()
-            self._fill(deadline)
+            self._fill_unless_closing(deadline)
         del self._buffer[:n_bytes]
 
     @property
@@ -145,7 +145,7 @@ class Connection:
         while not self._has_filled():
             self._wait(self._readable, deadline)
 
-    def _fill_for_head(self, deadline: float) -> None:
+    def _fill_unless_closing(self, deadline: float) -> None:
         """As _fill; raises _ServerCloses as soon as nothing has come and the server closes."""
         while not self._has_filled():
             ready = self._wait(self._readable_or_closing, deadline)

@@ -533,10 +533,14 @@ def test_close_ends_idle_connections_at_once(server: HttpServer, connect: Connec
     client = connect()
     client.request("GET", "/livez")
     silent = connect()
+    refused = connect()  # what is left of its body is wanted for the next request alone
+    refused.send("POST /nothing HTTP/1.1\r\nHost: h\r\nContent-Length: 20\r\n\r\n")
+    assert refused.answer().status == 404
     start = time.monotonic()
     server.close(10)
     assert time.monotonic() - start < 3
     assert client.is_closed()
+    assert refused.is_closed()
     assert silent.is_closed()
     with pytest.raises(OSError):  # noqa: PT011  refused or reset, as the kernel likes
         connect()
