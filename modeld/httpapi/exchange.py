@@ -61,7 +61,7 @@ class Site:
     stopping: Callable[[], bool]  # the server closes: no response promises another one
     gate: Gate
     quotas: Quotas
-    receiving: Callable[[Connection], AbstractContextManager[None]]  # while a body is still to come
+    depending: Callable[[Connection], AbstractContextManager[None]]  # while its client is waited for
     meter: Meter
 
 
@@ -128,7 +128,7 @@ class Exchange:
         if not self._unread_bytes:
             return True
         try:
-            with self._site.receiving(self._connection):  # who was refused, and sends no body, holds no place against others
+            with self._site.depending(self._connection):  # who was refused, and sends no body, holds no place against others
                 self._connection.skip(self._unread_bytes, time.monotonic() + self._limits.body_s)
         except (RequestTimeout, Disconnected):
             return False
@@ -223,7 +223,7 @@ class Exchange:
             self._connection.send(_CONTINUE)
         self._unread_bytes = -1  # while it is being read, and after it came wrong
         deadline = time.monotonic() + self._limits.body_s
-        with self._site.receiving(self._connection) if head.has_body else contextlib.nullcontext():
+        with self._site.depending(self._connection) if head.has_body else contextlib.nullcontext():
             body = read_body(self._connection, head, self._limits.body_bytes, deadline)
         self._unread_bytes = 0
         return body
@@ -266,7 +266,13 @@ class Exchange:
             fields += [("Content-Type", response.content_type), ("Content-Length", str(len(response.body)))]
         head = self._encode_head(response.status, keep, fields, response.fields)
         # One write: a head alone in its packet would wait for its acknowledgement at some clients.
-        self._connection.send(head if self._is_head() else head + response.body)
+        data = head if self._is_head() else head + response.body
+        if n_sent := self._connection.send_some(data):
+            data = data[n_sent:]
+        if data:
+            # Else who has no key could hold all places, for send_s each, by asking again and again and reading nothing.
+            with self._site.depending(self._connection):
+                self._connection.send(data)
         self._finished = not self._failed
 
     def _send_stream(self, response: StreamResponse, keep: bool) -> None:

@@ -1,9 +1,10 @@
 """Who is served when more come than there are places, and who has to go for it? Pure: no clock, no socket, no lock.
 
-Whoever has sent a whole request stays. When all places are taken, the one that has been at the beginning of a request for the
-longest time goes (also one that idles between two requests), so that 1,000 clients that send slow heads take places from
-each other and from nobody else; where there is none, the oldest request whose body is still coming. A bound for each address,
-where it is set, is kept the same way among the connections of that address.
+Whoever has sent a whole request, and takes its answer, stays. When all places are taken, the one that has been at the beginning
+of a request for the longest time goes (also one that idles between two requests), so that 1,000 clients that send slow heads
+take places from each other and from nobody else; where there is none, the oldest whose body is still coming, or that does not
+take an answer which is no stream. A bound for each address, where it is set, is kept the same way among the connections of that
+address.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Places(Generic[W]):
         self._n_per_address = n_per_address
         self._addresses: dict[W, str] = {}  # of all who are here, in whatever way
         self._heads: dict[W, None] = {}  # the longest-waiting first
-        self._bodies: dict[W, None] = {}  # the same
+        self._dependent: dict[W, None] = {}  # the same: a body is still to come, or an answer to be taken
         self._extra: set[W] = set()
         self._of_address: Counter[str] = Counter()  # who is served
 
@@ -91,7 +92,7 @@ class Places(Generic[W]):
 
     def send_away(self, who: W) -> None:
         self._heads.pop(who, None)
-        self._bodies.pop(who, None)
+        self._dependent.pop(who, None)
         if who not in self._extra:
             self._extra.add(who)
             self._count_down(who)
@@ -101,12 +102,14 @@ class Places(Generic[W]):
         self._heads.pop(who, None)
         return who not in self._extra
 
-    def expect_body(self, who: W) -> None:
+    def depend(self, who: W) -> None:
+        """It waits for its client."""
         if who not in self._extra:
-            self._bodies[who] = None
+            self._dependent[who] = None
 
-    def body_is_there(self, who: W) -> None:
-        self._bodies.pop(who, None)
+    def stay(self, who: W) -> None:
+        """It waits no longer."""
+        self._dependent.pop(who, None)
 
     def wait(self, who: W) -> bool:
         """It was answered, and its next head may come; False: it was sent away meanwhile."""
@@ -122,12 +125,12 @@ class Places(Generic[W]):
         else:
             self._count_down(who)
         self._heads.pop(who, None)
-        self._bodies.pop(who, None)
+        self._dependent.pop(who, None)
         del self._addresses[who]
 
     def _oldest(self, group: str | None) -> W | None:
         """Of all, or of an address."""
-        for waiting in (self._heads, self._bodies):
+        for waiting in (self._heads, self._dependent):
             for who in waiting:
                 if group is None or self._addresses[who] == group:
                     return who

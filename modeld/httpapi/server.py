@@ -91,7 +91,7 @@ class HttpServer:
             self._is_stopping,
             gate or Gate(),
             quotas or Quotas(LimitPolicy()),
-            self._receiving,
+            self._depending,
             self._meter,
         )
 
@@ -268,15 +268,16 @@ class HttpServer:
             return self._stopping or self._leaving
 
     @contextlib.contextmanager
-    def _receiving(self, connection: Connection) -> Iterator[None]:
-        """While the body of a request is read: it may have to go for others, if nobody is left whose head is unfinished."""
+    def _depending(self, connection: Connection) -> Iterator[None]:
+        """While a body is read, or a whole answer is not taken: it may have to go for others, if nobody is left whose head is
+        unfinished."""
         with self._cond:
-            self._places.expect_body(connection)
+            self._places.depend(connection)
         try:
             yield
         finally:
             with self._cond:
-                self._places.body_is_there(connection)
+                self._places.stay(connection)
 
     def _begin(self, connection: Connection) -> bool:
         with self._cond:

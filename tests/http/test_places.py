@@ -46,10 +46,10 @@ def test_bodies_go_when_no_head_is_left_and_come_to_stay_once_they_are_whole() -
         room.admit(who, "1.1.1.1")
     for who in "ab":
         room.begin(who)
-        room.expect_body(who)
+        room.depend(who)
     assert room.admit("d", "1.1.1.1") == (SERVE, "c")
     room.begin("d")
-    room.body_is_there("a")
+    room.stay("a")
     assert room.admit("e", "1.1.1.1") == (SERVE, "b")
     assert room.send_oldest_away() == "e"
 
@@ -60,7 +60,7 @@ def test_who_was_sent_away_begins_nothing_and_frees_its_place_at_once() -> None:
     assert room.admit("b", "1.1.1.1") == (SERVE, "a")
     assert not room.begin("a")
     assert not room.wait("a")
-    room.expect_body("a")
+    room.depend("a")
     assert room.begin("b")
     room.leave("a")
     assert list(room) == ["b"]
@@ -121,9 +121,9 @@ def test_whatever_happens_no_more_are_served_than_there_are_places(
             elif what == 2:
                 assert room.wait(who) == (who not in gone)
             elif what == 3:
-                room.expect_body(who)
+                room.depend(who)
             elif what == 4:
-                room.body_is_there(who)
+                room.stay(who)
             else:
                 room.leave(who)
                 here.remove(who)

@@ -27,14 +27,19 @@ POST = "POST /tokenize HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\n
 def sends(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """What was handed to the kernel, piece by piece, and that Nagle's algorithm was off."""
     sent: list[bytes] = []
-    send = Connection.send
 
-    def spy(self: Connection, data: bytes) -> None:
-        assert self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-        sent.append(data)
-        send(self, data)
+    def spy_on(name: str) -> None:
+        send = getattr(Connection, name)
 
-    monkeypatch.setattr(Connection, "send", spy)
+        def spy(self: Connection, data: bytes) -> int | None:
+            assert self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            sent.append(data)
+            return send(self, data)  # type: ignore[no-any-return]
+
+        monkeypatch.setattr(Connection, name, spy)
+
+    spy_on("send")  # all of it
+    spy_on("send_some")  # what fits
     return sent
 
 

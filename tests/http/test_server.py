@@ -471,6 +471,26 @@ def test_who_was_refused_and_sends_no_body_goes_for_others(connect: Connect, ser
     assert running.answer().status == 200
 
 
+@with_limits(connections=2)
+def test_who_asks_on_and_reads_no_answer_goes_for_others(server: HttpServer, connect: Connect, service: FakeService):
+    service.script = None
+    running = connect().post_only("POST", "/v1/completions", {"prompt": "x"})
+    service.generation()
+    with socket.socket() as greedy:
+        greedy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        greedy.connect(server.address)
+        greedy.settimeout(1)  # its answers fill all buffers, and after them its requests do
+        with contextlib.suppress(TimeoutError):
+            while True:
+                greedy.send(b"GET /livez HTTP/1.1\r\nHost: h\r\n\r\n" * 50)
+        deadline = time.monotonic() + 5
+        while connect().request("GET", "/livez").status != 200:
+            assert time.monotonic() < deadline
+        assert server.turned_away()["let_go"] == 1
+    service.generation().feed("done", Finished("stop", Usage(1, 1)))
+    assert running.answer().status == 200
+
+
 def test_without_a_thread_a_connection_is_told_503_and_the_next_is_served(
     server: HttpServer, connect: Connect, monkeypatch, caplog
 ):
