@@ -55,7 +55,8 @@ class BrowserRules:
     def admit(self, head: RequestHead, *, on_unix: bool) -> str | None:
         """The origin of another site that may read the answer; None: nobody asks, or our own page does.
 
-        `on_unix`: no browser opens a Unix socket, so Host may be anything there; a proxy in front still passes Origin on.
+        `on_unix`: no browser opens a Unix socket, so Host may be anything there; a proxy in front still passes Origin on, and a
+        page is our own only under one of our names.
         Raises HostNotAllowed, OriginNotAllowed.
         """
         origin = head.field("origin")
@@ -67,6 +68,7 @@ class BrowserRules:
         if origin.lower() in self.cors_origins:
             return origin
         if _is_own(origin, head.host):
+            self._check_host(head.host, origin)  # on a Unix socket, too: the proxy in front may pass any name on
             return None
         raise OriginNotAllowed(f"pages of {origin[:200]!a} may not use this server; server.cors_origins lists the ones that may")
 

@@ -39,6 +39,8 @@ def test_a_name_that_somebody_lets_point_here_is_refused_and_the_key_named(host:
     with pytest.raises(HostNotAllowed, match=r"server\.allowed_hosts"):
         admit(host)
     assert admit(host, on_unix=True) is None
+    with pytest.raises((HostNotAllowed, OriginNotAllowed)):  # its page, through a proxy that passes on any name
+        admit(host, f"Origin: http://{host}", on_unix=True)
 
 
 def test_no_origin_is_that_of_a_request_without_host() -> None:

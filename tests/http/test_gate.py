@@ -392,4 +392,5 @@ def test_the_uid_at_the_other_end_of_a_unix_socket_stands_for_a_key(over_unix: R
 
 def test_origin_counts_on_a_unix_socket_too_since_a_proxy_may_be_behind_it(over_unix: RawClient) -> None:
     assert Case("GET /status", "any.name", "https://evil.example", "", 403).send(over_unix).code == "origin_not_allowed"
-    assert Case("GET /status", "any.name", "https://any.name", "", 200).send(over_unix).status == 200
+    assert Case("GET /status", "any.name", "https://any.name", "", 403).send(over_unix).code == "host_not_allowed"
+    assert Case("GET /status", "llm.example", "https://llm.example", "", 200).send(over_unix).status == 200
