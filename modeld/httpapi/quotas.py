@@ -40,8 +40,12 @@ class _Bucket:
 
     taken: float = 0.0
     at: float = 0.0  # when that was so, on the clock
+    limit: int = 0  # that it was looked at with
 
     def look(self, limit: int, now: float) -> None:
+        if limit < self.limit:  # a reload has lowered it: what one might take before is no debt now, that took hours to pay
+            self.taken = min(self.taken, limit + max(0.0, self.taken - self.limit))
+        self.limit = limit
         self.taken = max(0.0, self.taken - (now - self.at) * limit / _MINUTE_S)
         self.at = now
 
@@ -80,7 +84,7 @@ class Quotas:
         self._accounts: OrderedDict[str, _Account] = OrderedDict()  # by client, the least recently used first
 
     def set_policy(self, policy: LimitPolicy) -> None:
-        """For the requests from now on. What was taken stays taken."""
+        """For the requests from now on. What was taken stays taken, as far as that is possible under the new limits."""
         with self._lock:
             self._policy = policy
 
@@ -163,9 +167,9 @@ class Quotas:
                 ticket.streaming.n_streams -= 1
                 ticket.streaming = None
             if ticket.requests is not None:
-                ticket.requests.look(ticket.limits.requests_per_minute, now)
+                ticket.requests.look(ticket.requests.limit, now)  # which may be another one by now
             if ticket.tokens is not None:
-                ticket.tokens.look(ticket.limits.tokens_per_minute, now)
+                ticket.tokens.look(ticket.tokens.limit, now)
                 ticket.tokens.taken += n_tokens
             ticket.show()
 

@@ -271,6 +271,24 @@ def test_other_limits_hold_from_the_next_request_on_and_what_was_taken_stays_tak
     assert desk.fields["x-ratelimit-remaining-requests"] == "1"
 
 
+def test_a_limit_that_is_lowered_makes_no_debt_of_what_was_allowed_and_forgives_none() -> None:
+    desk = Desk(tokens_per_minute=100_000)
+    desk.use(90_000, "within")
+    desk.use(100_200, "in debt")
+    running = desk.enter("running")
+    desk.quotas.set_policy(LimitPolicy(ClientLimits(tokens_per_minute=100)))
+    waits = {}
+    for client in ("within", "in debt"):
+        with pytest.raises(TokenRateExceeded) as refused:
+            desk.enter(client)
+        waits[client] = refused.value.retry_after_ms
+    assert waits == {"within": 600, "in debt": 120_600}
+    desk.enter("running").end(0)
+    running.end(300)
+    with pytest.raises(TokenRateExceeded, match="has taken 300 of the 100 tokens"):
+        desk.enter("running")
+
+
 # -- who is a client, and how many are remembered
 
 
