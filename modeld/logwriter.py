@@ -64,10 +64,11 @@ class LogWriter(logging.Handler):
         self._thread.join(CLOSE_S)
         super().close()
 
-    def _drop(self, n: int) -> None:
+    def _drop(self, n: int, *, n_untold: int = 0) -> None:
+        """`n_untold`: those dropped before whose loss was to be told and was not."""
         with self._cond:
             self._n_dropped += n
-            self._n_untold += n
+            self._n_untold += n + n_untold
 
     # -- the writer's thread
 
@@ -77,14 +78,13 @@ class LogWriter(logging.Handler):
                 self._cond.wait_for(lambda: self._lines or self._closing)
                 lines = [self._lines.popleft() for _ in range(min(len(self._lines), _LINES_A_WRITE))]
                 n_untold, self._n_untold = self._n_untold, 0
-            if not lines:
-                return
-            if n_untold:
-                lines.append(self._format_loss(n_untold))
+            text = [*lines, self._format_loss(n_untold)] if n_untold else lines
             try:
-                write_all(self._fd, "".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace"))
+                write_all(self._fd, "".join(f"{line}\n" for line in text).encode("utf-8", "backslashreplace"))
             except OSError:  # the reader has gone, or the disk is full; it may be another one, or have room, by the next line
-                self._drop(len(lines))
+                self._drop(len(lines), n_untold=n_untold)
+            if not lines:  # the end
+                return
 
     def _format_loss(self, n: int) -> str:
         record = {

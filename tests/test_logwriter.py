@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import logging
@@ -109,6 +110,34 @@ def test_a_full_disk_costs_the_lines_alone() -> None:
         log(writer, 10)
         writer.close()
         assert writer.n_dropped == 10
+
+
+def test_a_disk_that_was_full_for_long_has_the_number_of_all_lost_lines(
+    pipe: Pipe, writer: LogWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = threading.Semaphore(0)
+
+    def full(_fd: int, _data: bytes) -> None:
+        tried.release()
+        raise OSError(errno.ENOSPC, "no space left")
+
+    write_all = logwriter.write_all
+    monkeypatch.setattr(logwriter, "write_all", full)
+    for _ in range(3):
+        log(writer, 1)
+        assert tried.acquire(timeout=DEADLINE_S)
+    monkeypatch.setattr(logwriter, "write_all", write_all)
+    log(writer, 1)
+    lines = closed(pipe, writer)
+    assert writer.n_dropped == 3
+    assert [said.get("lines") for said in lines if said["msg"] == "log lines were dropped"] == [3]
+
+
+def test_a_loss_with_no_line_behind_it_is_told_at_the_end(pipe: Pipe, writer: LogWriter) -> None:
+    broken = line("%d")
+    broken.args = ("secret",)
+    writer.handle(broken)
+    assert [said["lines"] for said in closed(pipe, writer)] == [1]
 
 
 def test_a_line_that_cannot_be_made_costs_that_line_alone(pipe: Pipe, writer: LogWriter) -> None:
