@@ -8,11 +8,12 @@ from collections.abc import Callable
 
 import pytest
 
+from modeld.errors import ModeldError
 from modeld.heartbeat import Heartbeat, Pulse, one_of_each
-from modeld.policy import Strategy, SwitchPolicy
+from modeld.policy import OnInflight, Strategy, SwitchPolicy
 from modeld.threads import start_thread
 from modeld.types import FileFacts, GenerateRequest, ModelSpec, Step
-from tests.fake_runner import DEADLINE_S, Files
+from tests.fake_runner import DEADLINE_S, FakeRunner, Files
 from tests.switch_bench import Bench, Make
 
 
@@ -154,4 +155,59 @@ def test_the_threads_of_the_models_that_are_loaded_and_others_are_shown(bench: M
     ]
     old.finish()
     b.follower.until("model_unloaded")
+    assert beat_of(b, "modeld-engine").ok
+
+
+def test_the_threads_of_a_model_that_is_drained_are_shown(bench: Make) -> None:
+    b = bench(SwitchPolicy(on_inflight=OnInflight.DRAIN))
+    b.manager._stuck_after_s = 0.0
+    old = b.load("a")
+    b.manager.generate(GenerateRequest("r1", ("hello",)))
+    b.manager.switch("b")
+    b.wait(lambda: b.manager.status().current_model is None)
+    old.pulse.busy("a step")
+    assert not beat_of(b, "modeld-engine").ok
+    old.finish()
+    b.load("b")
+    assert beat_of(b, "modeld-engine").ok
+
+
+def test_who_waits_for_a_model_s_threads_is_well_and_they_are_shown(bench: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    b = bench()
+    b.manager._stuck_after_s = 0.0
+    old = b.load("a")
+    reached, go_on = threading.Event(), threading.Event()
+    close = FakeRunner.close
+
+    def waits(runner: FakeRunner, reason: ModeldError) -> None:
+        if runner is old:
+            runner.pulse.call("a decode")  # that does not hear of its end
+            reached.set()
+            assert go_on.wait(DEADLINE_S)
+        close(runner, reason)
+
+    monkeypatch.setattr(FakeRunner, "close", waits)
+    b.manager.switch("b")
+    assert reached.wait(DEADLINE_S)
+    assert beat_of(b, "modeld-switch").ok
+    assert beat_of(b, "modeld-engine").ok
+    old.pulse.busy("what comes after a decode")
+    assert not beat_of(b, "modeld-engine").ok
+    go_on.set()
+    b.load("b")
+
+
+def test_a_dead_engine_is_no_stuck_thread_while_something_else_is_loaded(bench: Make) -> None:
+    b = bench(SwitchPolicy(strategy=Strategy.OVERLAP))
+    old = b.load("a")
+    b.manager.switch("b")
+    load = b.factory.next_load()
+    load.report(Step.MMAP, 10)
+    error = RuntimeError("x")
+    old.pulse.died(error)
+    assert not beat_of(b, "modeld-engine").ok
+    old.die(error)
+    assert [beat.thread for beat in b.manager.heartbeats()] == ["modeld-switch"]
+    load.finish()
+    b.wait(lambda: b.manager.status().generation == 2)
     assert beat_of(b, "modeld-engine").ok

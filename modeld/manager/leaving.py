@@ -30,6 +30,7 @@ class Leaving:
         self._give_back = host.give_back
         self._teller = teller
         self._lookout = lookout
+        self.closing: Tenant | None = None  # whose threads are being joined; any thread may look
         self._unfreed = self.nothing()  # closed; its memory is taken still, or on its way back
         self._free_at = math.inf  # when that is to begin, on the monotonic clock
 
@@ -68,11 +69,15 @@ class Leaving:
         the daemon without a model; what the runner still holds is lost until the process ends.
         """
         assert tenant.runner is not None
+        self.closing = tenant
         try:
-            tenant.runner.close(reason)
+            with self._lookout.call("the end of a model's threads"):
+                tenant.runner.close(reason)
         except Exception:
             log.exception("closing a model failed; what it holds is lost", extra={"model_id": tenant.spec.id})
             return self.nothing()  # a thread of it may still live
+        finally:
+            self.closing = None
         freeing = Freeing(tenant, self._resident_bytes)
         if frees:
             freeing.begin()

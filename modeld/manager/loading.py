@@ -11,7 +11,8 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 from modeld.errors import LoadFailed, LoadStalled, ModeldError, OpCancelled
@@ -20,6 +21,8 @@ from modeld.manager.state import Lifecycle
 from modeld.threads import BIG_STACK_BYTES, start_thread
 
 log = logging.getLogger("modeld.switch")
+
+_BUSY = "an op, or what else there is to do"
 
 N = TypeVar("N")  # what is reported
 T = TypeVar("T")  # what comes of it
@@ -154,7 +157,16 @@ class Lookout:
         try:
             return self._life.pause(seen, deadline)
         finally:
-            self._pulse.busy("an op, or what else there is to do")
+            self._pulse.busy(_BUSY)
+
+    @contextmanager
+    def call(self, doing: str) -> Iterator[None]:
+        """The thread waits for others, which have pulses of their own: whether they hang is told by these."""
+        self._pulse.call(doing)
+        try:
+            yield
+        finally:
+            self._pulse.busy(_BUSY)
 
     def watch(self, what: str, watched: Watched[N, T], on_news: Callable[[N], None], stall_s: float) -> T:
         """What comes of the work, whose news are passed on meanwhile. Raises LoadStalled when there is none for too long."""

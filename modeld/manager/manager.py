@@ -232,9 +232,15 @@ class Manager:
         return tenant.runner.describe() if tenant is not None and tenant.runner is not None else None
 
     def heartbeats(self) -> list[Heartbeat]:
-        """How the threads are; of two with one name (an overlap has two engines) the one that is worse."""
-        tenants = [tenant for tenant in (self._life.tenant(), self._life.retiring()) if tenant is not None]
-        runners = [tenant.runner.pulses() for tenant in tenants if tenant.runner is not None]
+        """How the threads are; of two with one name (an overlap has two engines) the one that is worse.
+
+        A model counts until its threads are joined, drained or not; but one whose engine has died is replaced, and that may
+        take as long as a load.
+        """
+        tenants = (self._life.tenant(), self._life.retiring(), self._switcher.held, self._leaving.closing)
+        runners = [
+            each.runner.pulses() for each in tenants if each is not None and each.runner is not None and each.death is None
+        ]
         pulses = [self._pulse, *(pulse for each in runners for pulse in each), *self.other_pulses()]
         return one_of_each(pulse.beat(self._stuck_after_s) for pulse in pulses)
 

@@ -65,6 +65,11 @@ class Switcher:
         self._held: Tenant | None = None  # opened and not closed yet, answering or not
         self.policy = SwitchPolicy()
 
+    @property
+    def held(self) -> Tenant | None:
+        """The model that is open, also while it is drained and answers nobody new. Any thread."""
+        return self._held
+
     # -- one op
 
     def perform(self, task: Task, spec: ModelSpec | None) -> SwitchOp:
