@@ -67,7 +67,9 @@ class TokenizePool:
         if closed is not None:
             future.set_exception(copy.copy(closed))
             return
-        pulse.busy("a job of a handler")
+        # Some tokenizers take time with the square of a text (1 MB of emoji: 38 s): a client must not make it look like a fault
+        # of ours, for which the service manager ends the daemon.
+        pulse.call("a job of a handler")
         try:
             future.set_result(job())
         except BaseException as error:  # noqa: BLE001 - raised again where the caller waits
