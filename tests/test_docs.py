@@ -10,11 +10,16 @@ import pytest
 from modeld import errors, keys
 from modeld.app import _parser
 from modeld.config import ENVIRONMENT
+from modeld.httpapi.router import ROUTES, Route
+from modeld.reload import LIVE_SERVER_KEYS
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 CONFIGURATION = (ROOT / "docs" / "configuration.md").read_text()
 HTTP = (ROOT / "docs" / "http.md").read_text()
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
+SWITCHING = (ROOT / "docs" / "switching.md").read_text()
+PAGES = sorted({ROOT / "README.md", *(ROOT / "docs").glob("*.md")})
 
 
 def all_errors() -> list[type[errors.ModeldError]]:
@@ -71,3 +76,55 @@ def test_every_command_is_in_the_readme() -> None:
     assert {"serve", "check", "verify"} <= set(commands)
     for command in ("serve", "check", "verify"):
         assert f"modeld {command}" in README
+
+
+# -- the pages among themselves
+
+
+def anchors(page: Path) -> list[str]:
+    """As GitHub makes them of headings: in lower case, without punctuation, a hyphen for a space."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#{1,6} (.+)$", text, re.MULTILINE)
+    return [re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-") for heading in headings]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_relative_link_resolves_to_a_file_and_a_heading(page: Path) -> None:
+    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()) if "://" not in link]
+    for link in links:
+        name, _, anchor = link.partition("#")
+        target = page.parent / name if name else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_page_has_two_headings_of_one_name(page: Path) -> None:
+    found = anchors(page)
+    assert found
+    assert len(set(found)) == len(found)
+
+
+def test_every_module_has_its_place_in_the_architecture_and_no_other_is_there() -> None:
+    modules = {path.name for path in (ROOT / "modeld").rglob("*.py")} - {"__init__.py", "__main__.py"}
+    rooms = ARCHITECTURE.split("## Rooms")[1].split("```")[1]
+    assert set(re.findall(r"\b[a-z0-9_]+\.py\b", rooms)) == modules
+
+
+def test_every_thread_is_in_the_table() -> None:
+    sources = [path.read_text() for path in (ROOT / "modeld").rglob("*.py")]
+    begun = r"(?:start_thread\(\s*|Pulse\(|thread=)f?\"(modeld-[a-z]+)"
+    names = {name for source in sources for name in re.findall(begun, source)}
+    assert {"modeld-http", "modeld-switch", "modeld-log"} <= names
+    assert not [name for name in names if f"| `{name}" not in ARCHITECTURE]
+
+
+def test_every_key_that_a_reload_takes_over_is_told() -> None:
+    [row] = [line for line in SWITCHING.splitlines() if line.startswith("| `models`") and "at once" in line]
+    assert not [key for key in LIVE_SERVER_KEYS if f"`{key}`" not in row]
+
+
+@pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.path}")
+def test_every_route_is_in_the_readme(route: Route) -> None:
+    path = route.path.replace("/v1/models/{model_id}", "/v1/models/{id}")
+    assert re.search(rf"^\|[^|]*[` ]{re.escape(path)}[` ]", README, re.MULTILINE)
