@@ -19,6 +19,7 @@ from modeld.threads import start_thread
 log = logging.getLogger("modeld")
 
 INTERVAL_S = 2.0  # between two looks: inotify sees nothing on network file systems and little through bind mounts
+CLOSE_S = 10.0  # for a reading that runs at the end; one from a disk that has gone is left behind
 SETTLE_S = 0.25  # a file that has changed is looked at again so much later: its editor may still be writing
 
 # The other keys are built into what a start makes: sockets, limits, engines.
@@ -134,10 +135,13 @@ class ConfigWatch:
         self._thread = start_thread(self.pulse.thread, self._run, pulse=self.pulse)
 
     def close(self) -> None:
-        """Ends the thread at once, but waits for an `on_change` that runs. Idempotent."""
+        """Ends the thread at once, but waits for an `on_change` that runs, CLOSE_S at most. Idempotent."""
         self._closed.set()
-        if self._thread is not None:
-            self._thread.join()
+        if self._thread is None:
+            return
+        self._thread.join(CLOSE_S)
+        if self._thread.is_alive():
+            log.error("reading the configuration does not end; its thread is left behind", extra={"path": str(self._path)})
 
     def look(self) -> bool:
         """One look: whether the file is another than the one that was told last, and the same as at the last look.
@@ -156,7 +160,7 @@ class ConfigWatch:
 
     def _run(self) -> None:
         while not self._closed.wait(self._interval_s if self._seen == self._told else min(SETTLE_S, self._interval_s)):
-            self.pulse.busy("reading the configuration")
+            self.pulse.call("reading the configuration")  # as long as the disk takes: who is served needs none of it
             try:
                 if self.look():
                     self._on_change()

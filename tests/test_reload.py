@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
+from modeld import reload
 from modeld.config import ServerConfig
 from modeld.errors import ConfigError
 from modeld.reload import LIVE_SERVER_KEYS, ConfigSource, ConfigWatch, stamp_of
@@ -283,3 +285,29 @@ def test_close_does_not_wait_for_the_next_look(path: Path) -> None:
     watched.close()
     watched.close()
     ConfigWatch(path, lambda: None, since=None).close()  # never started
+
+
+def test_a_disk_that_has_gone_is_no_thread_that_hangs_and_does_not_hold_up_the_end(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(reload, "CLOSE_S", 0.1)
+    reached, go_on = threading.Event(), threading.Event()
+
+    def hangs() -> None:
+        reached.set()
+        assert go_on.wait(DEADLINE_S)
+
+    watched = ConfigWatch(path, hangs, interval_s=0.005, since=None)
+    watched.start()
+    try:
+        assert reached.wait(DEADLINE_S)
+        beat = watched.pulse.beat(0.0, now=time.monotonic() + 1e6)
+        assert (beat.ok, beat.doing) == (True, "reading the configuration")
+        watched.close()
+        assert "is left behind" in caplog.text
+    finally:
+        go_on.set()
+        monkeypatch.undo()
+        watched.close()
+    assert watched._thread is not None
+    assert not watched._thread.is_alive()
