@@ -33,7 +33,7 @@ def get_livez(request: Request, service: Service) -> Response:
 
 
 def get_readyz(request: Request, service: Service) -> Response:
-    status = service.status()
+    status = _status(service)
     checks = _without(request, _ready_checks(service, status))
     is_ready = all(check.ok for check in checks)
     fields = {} if is_ready else {"Retry-After": str(_retry_s(status))}
@@ -47,7 +47,7 @@ def get_readyz(request: Request, service: Service) -> Response:
 
 def get_health(request: Request, service: Service) -> Response:
     """llama-server's bodies, which its users' scripts compare. Why a load failed (paths) is for who may use the daemon."""
-    status = service.status()
+    status = _status(service)
     if all(check.ok for check in _ready_checks(service, status)):
         return json_response(200, {"status": "ok"})
     if status.stopping:
@@ -64,6 +64,11 @@ def get_health(request: Request, service: Service) -> Response:
 
 
 # -- the checks
+
+
+def _status(service: Service) -> Status:
+    """Without the look at a file that `service.status` has where a model is suspected: a probe must not wait for a disk."""
+    return service.figures().status
 
 
 def _ready_checks(service: Service, status: Status) -> list[Check]:

@@ -87,3 +87,9 @@ def test_what_cannot_be_excluded_is_said_on_one_line(client: RawClient):
 def test_head_has_no_body(client: RawClient):
     assert client.request("HEAD", "/readyz?verbose").status == 200
     assert client.request("GET", "/livez?verbose").status == 200
+
+
+@pytest.mark.parametrize("path", ["/livez", "/livez?verbose", "/readyz", "/healthz?verbose", "/health"])
+def test_a_probe_asks_for_nothing_that_may_wait_for_a_disk(client: RawClient, service: FakeService, path: str):
+    service.raises = AssertionError("a status has a look at the files of models that are suspected")
+    assert client.request("GET", path).status == 200
