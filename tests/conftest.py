@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import shutil
 import sys
 import threading
 import time
@@ -61,3 +62,11 @@ def bench() -> Iterator[Make]:
         one.manager.close()
     for one in made:
         assert all(runner.freed for runner in one.factory.runners), "a model leaked"
+
+
+@pytest.fixture
+def promtool() -> str:
+    found = shutil.which("promtool")
+    if found is None:
+        pytest.skip("promtool is not installed: apt-get install prometheus")
+    return found

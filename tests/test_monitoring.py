@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,14 +46,6 @@ def expressions() -> list[str]:
     of_variables = [one["query"] for one in DASHBOARD["templating"]["list"] if one["type"] == "query"]
     of_annotations = [one["expr"] for one in DASHBOARD["annotations"]["list"]]
     return [*of_panels, *of_variables, *of_annotations, *(rule["expr"] for rule in RULES)]
-
-
-@pytest.fixture
-def promtool() -> str:
-    found = shutil.which("promtool")
-    if found is None:
-        pytest.skip("promtool is not installed: apt-get install prometheus")
-    return found
 
 
 @pytest.mark.parametrize("expression", expressions())

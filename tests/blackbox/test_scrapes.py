@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import re
-import shutil
 import subprocess
 import threading
 from pathlib import Path
@@ -17,14 +16,6 @@ from tests.scrapes import Scrape, scrape, scrape_text
 DOCS = (ROOT / "docs" / "metrics.md").read_text()
 # name, type, labels
 ROWS = re.findall(r"^\| `([a-z_]+)` \| (counter|gauge|histogram) \| *([^|]*?) *\|", DOCS, re.MULTILINE)
-
-
-@pytest.fixture
-def promtool() -> str:
-    found = shutil.which("promtool")
-    if found is None:
-        pytest.skip("promtool is not installed: apt-get install prometheus")
-    return found
 
 
 def scraped(daemon: Daemon) -> Scrape:

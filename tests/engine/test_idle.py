@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
 
 import pytest
 
@@ -13,7 +12,7 @@ from modeld.engine.stream import TokenStream
 from modeld.errors import ContextLengthExceeded, ModelSwitched
 from modeld.llm.adapter import DecodeFatal
 from modeld.types import EmbedRequest, Load
-from tests.engine.test_engine import WARMUP, collect, open_fake, request
+from tests.engine.test_engine import WARMUP, collect, request
 from tests.fake_runtime import FakeRuntime
 
 DEADLINE_S = 10
@@ -34,22 +33,6 @@ class Idle:
 
     def none(self) -> bool:
         return self.calls.empty()
-
-
-@pytest.fixture(params=[None, "mean"], ids=["generates", "embeds"])
-def runtime(request: pytest.FixtureRequest) -> FakeRuntime:
-    runtime = FakeRuntime()
-    runtime.pooling = request.param
-    return runtime
-
-
-@pytest.fixture
-def runner(runtime: FakeRuntime) -> Iterator[EngineRunner]:
-    runner = open_fake(runtime)
-    yield runner
-    runtime.gate.open()
-    runner.close(ModelSwitched("the test is over"))
-    runner.free()
 
 
 class Open:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -18,22 +18,6 @@ from tests.fake_runtime import FakeRuntime
 
 DEADLINE_S = 10
 THREADS = {"modeld-engine", "modeld-tokenize-0", "modeld-tokenize-1"}
-
-
-@pytest.fixture(params=[None, "mean"], ids=["generates", "embeds"])
-def runtime(request: pytest.FixtureRequest) -> FakeRuntime:
-    runtime = FakeRuntime()
-    runtime.pooling = request.param
-    return runtime
-
-
-@pytest.fixture
-def runner(runtime: FakeRuntime) -> Iterator[EngineRunner]:
-    runner = open_fake(runtime)
-    yield runner
-    runtime.gate.open()
-    runner.close(ModelSwitched("the test is over"))
-    runner.free()
 
 
 def later(runner: EngineRunner) -> dict[str, Heartbeat]:
