@@ -73,16 +73,21 @@ class LogWriter(logging.Handler):
     # -- the writer's thread
 
     def _run(self) -> None:
+        is_torn = False  # what was written last ends in the middle of a line
         while True:
             with self._cond:
                 self._cond.wait_for(lambda: self._lines or self._closing)
                 lines = [self._lines.popleft() for _ in range(min(len(self._lines), _LINES_A_WRITE))]
                 n_untold, self._n_untold = self._n_untold, 0
             text = [*lines, self._format_loss(n_untold)] if n_untold else lines
-            try:
-                write_all(self._fd, "".join(f"{line}\n" for line in text).encode("utf-8", "backslashreplace"))
-            except OSError:  # the reader has gone, or the disk is full; it may be another one, or have room, by the next line
+            data = "".join(f"{line}\n" for line in text).encode("utf-8", "backslashreplace")
+            if is_torn:
+                data = b"\n" + data
+            n_written = write_all(self._fd, data)
+            if n_written < len(data):
                 self._drop(len(lines), n_untold=n_untold)
+            if n_written:
+                is_torn = data[n_written - 1 : n_written] != b"\n"
             if not lines:  # the end
                 return
 
@@ -97,14 +102,18 @@ class LogWriter(logging.Handler):
         return self.format(logging.makeLogRecord(record))
 
 
-def write_all(fd: int, data: bytes) -> None:
-    """However long it takes. Raises OSError."""
+def write_all(fd: int, data: bytes) -> int:
+    """However long it takes. How many bytes were taken: fewer where the reader has gone or the disk is full; it may be another
+    one, or have room, by the next line."""
     view = memoryview(data)
     while view:
         try:
             view = view[os.write(fd, view) :]
         except BlockingIOError:  # somebody who shares it has made it so
             _wait_writable(fd)
+        except OSError:
+            break
+    return len(data) - len(view)
 
 
 def _wait_writable(fd: int) -> None:

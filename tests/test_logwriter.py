@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -117,9 +118,9 @@ def test_a_disk_that_was_full_for_long_has_the_number_of_all_lost_lines(
 ) -> None:
     tried = threading.Semaphore(0)
 
-    def full(_fd: int, _data: bytes) -> None:
+    def full(_fd: int, _data: bytes) -> int:
         tried.release()
-        raise OSError(errno.ENOSPC, "no space left")
+        return 0
 
     write_all = logwriter.write_all
     monkeypatch.setattr(logwriter, "write_all", full)
@@ -131,6 +132,35 @@ def test_a_disk_that_was_full_for_long_has_the_number_of_all_lost_lines(
     lines = closed(pipe, writer)
     assert writer.n_dropped == 3
     assert [said.get("lines") for said in lines if said["msg"] == "log lines were dropped"] == [3]
+
+
+def test_a_line_that_a_full_disk_has_cut_spoils_no_other(pipe: Pipe, writer: LogWriter, monkeypatch: pytest.MonkeyPatch) -> None:
+    n_left, write, tried = [100], os.write, threading.Semaphore(0)
+
+    def fills(fd: int, data: memoryview) -> int:
+        if not n_left[0]:
+            tried.release()
+            raise OSError(errno.ENOSPC, "no space left")
+        n_written = write(fd, data[: n_left[0]])
+        n_left[0] -= n_written
+        return n_written
+
+    monkeypatch.setattr(os, "write", fills)
+    log(writer, 1)
+    log(writer, 1)
+    assert tried.acquire(timeout=DEADLINE_S)
+    monkeypatch.undo()
+    writer.handle(line("whole"))
+    writer.close()
+    os.close(pipe.writer)
+    with os.fdopen(pipe.reader, "rb") as file:
+        written = file.read().splitlines()
+    said = []
+    for each in written:
+        with contextlib.suppress(ValueError):
+            said.append(json.loads(each)["msg"])
+    assert said[-2:] == ["whole", "log lines were dropped"]
+    assert len(said) < len(written)  # there was a torn one
 
 
 def test_a_loss_with_no_line_behind_it_is_told_at_the_end(pipe: Pipe, writer: LogWriter) -> None:
