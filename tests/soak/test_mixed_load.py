@@ -22,6 +22,7 @@ import pytest
 
 from tests.daemon import Daemon, StreamReader, demo_config, n_descriptors, n_threads, resident_mb
 from tests.http.raw_client import RawClient
+from tests.scrapes import scrape_text
 from tests.storm import settle
 
 pytestmark = pytest.mark.soak
@@ -31,20 +32,23 @@ WARM_UP_S = 60.0  # the heap and libllama's buffers find their size
 MAX_SLOPE_MB_PER_MIN = 1.0
 MAX_LIVEZ_P99_S = 0.050
 
+LOOKED_AT = (
+    "/models", "/status", "/ops", "/v1/models", "/props", "/readyz", "/healthz", "/health", "/livez", "/openapi.json",
+)  # fmt: skip
 CUT = frozenset({"model_switched", "model_loading"})  # how a switch may end a generation
 HOSTILE = (
-    ("BREW / HTTP/1.1\r\nHost: test\r\n\r\n", {404}),
-    ("DELETE /models HTTP/1.1\r\nHost: test\r\n\r\n", {405}),
+    ("BREW / HTTP/1.1\r\nHost: localhost\r\n\r\n", {404}),
+    ("DELETE /models HTTP/1.1\r\nHost: localhost\r\n\r\n", {405}),
     ("GET /models HTTP/1.1\r\n\r\n", {400}),
-    ("GET /models HTTP/1.1\r\nHost: test\r\nHost: test\r\n\r\n", {400}),
+    ("GET /models HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n\r\n", {400}),
     ("GET /models\r\n\r\n", {400}),
-    ("GET /models HTTP/3.0\r\nHost: test\r\n\r\n", {505}),
-    ("GET /models HTTP/1.1\nHost: test\n\n", {400}),
-    ("POST /switch HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\nContent-Length: 1\r\n\r\n{", {400}),
-    ("POST /switch HTTP/1.1\r\nHost: test\r\nContent-Type: text/plain\r\nContent-Length: 0\r\n\r\n", {415}),
-    ("POST /switch HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\nContent-Length: 9999999\r\n\r\n", {413}),
-    ("POST /switch HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n", {400}),
-    ("GET /models HTTP/1.1\r\nHost: test\r\n" + "X-Long: " + "x" * 9000 + "\r\n\r\n", {431}),
+    ("GET /models HTTP/3.0\r\nHost: localhost\r\n\r\n", {505}),
+    ("GET /models HTTP/1.1\nHost: localhost\n\n", {400}),
+    ("POST /switch HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 1\r\n\r\n{", {400}),
+    ("POST /switch HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/plain\r\nContent-Length: 0\r\n\r\n", {415}),
+    ("POST /switch HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9999999\r\n\r\n", {413}),
+    ("POST /switch HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n", {400}),
+    ("GET /models HTTP/1.1\r\nHost: localhost\r\n" + "X-Long: " + "x" * 9000 + "\r\n\r\n", {431}),
 )
 
 
@@ -117,11 +121,15 @@ class Load:
         return "200"
 
     def looker(self, rng: random.Random) -> str:
-        path = rng.choice(("/models", "/status", "/ops", "/v1/models", "/props", "/readyz", "/healthz", "/health", "/livez"))
+        path = rng.choice(LOOKED_AT)
         status, _, _ = self.daemon.request("GET", path)
         allowed = {200, 503} if path in ("/props", "/readyz", "/healthz", "/health") else {200}
         assert status in allowed, (path, status)
         return f"{path} {status}"
+
+    def scraper(self, _: random.Random) -> str:
+        assert "modeld_state" in scrape_text(self.daemon.host, self.daemon.port)
+        return "200"
 
     def tokenizer(self, rng: random.Random) -> str:
         status, _, answer = self.daemon.request("POST", "/tokenize", {"content": "word " * rng.randint(1, 2000)})
@@ -180,7 +188,8 @@ def test_ten_minutes_of_mixed_load_with_a_switch_every_ten_seconds(tmp_path: Pat
         load = Load(daemon, seed)
         for step, pause_s in (
             (load.streamer, 0.0), (load.streamer, 0.05), (load.streamer, 0.2), (load.leaver, 0.1), (load.whole, 0.05),
-            (load.looker, 0.02), (load.tokenizer, 0.1), (load.attacker, 0.02), (load.prober, 0.05), (load.scales, 1.0),
+            (load.looker, 0.02), (load.scraper, 1.0), (load.tokenizer, 0.1), (load.attacker, 0.02), (load.prober, 0.05),
+            (load.scales, 1.0),
         ):  # fmt: skip
             load.start(step, pause_s)
         options: list[dict[str, object]] = [
