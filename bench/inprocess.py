@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.bare import Bare
-from modeld.app import SWITCH_INTERVAL_S
+from modeld.daemon import SWITCH_INTERVAL_S
 from modeld.engine.runner import EngineRunner
 from modeld.errors import ModelSwitched
 from modeld.llm.runtime import LlamaRuntime

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.inprocess import PARAMS, prompts_of, spec_of
-from modeld.app import SWITCH_INTERVAL_S
+from modeld.daemon import SWITCH_INTERVAL_S
 from modeld.engine.runner import EngineRunner
 from modeld.errors import ModelSwitched
 from modeld.llm import pool

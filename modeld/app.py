@@ -1,44 +1,20 @@
-"""How do the floors become one program? Command line, wiring, signals, order of shutdown, exit status."""
+"""What was asked for on the command line, and what does the process end with? Arguments, exit status; daemon.py serves."""
 
 from __future__ import annotations
 
 import argparse
-import faulthandler
 import logging
-import math
 import os
-import platform
-import signal
 import sys
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from modeld import __version__, keys, logs
 from modeld.addresses import parse_host
-from modeld.config import Config, ServerConfig
-from modeld.descriptors import connections_that_fit
 from modeld.errors import ConfigError, ModeldError
-from modeld.httpapi.auth import Gate, Rules
-from modeld.httpapi.browser import BrowserRules
-from modeld.httpapi.caller import KeyRules
-from modeld.httpapi.limits import Limits
-from modeld.httpapi.unixsocket import UnixSocket
 from modeld.llm.libllama import LLAMA_COMMIT
 from modeld.llm.memory import settle_allocator
-from modeld.logwriter import LogWriter
-from modeld.metrics import Family, Registry, by_label, counter
-from modeld.notify import Notifier
-from modeld.process import ProcessFigures
-from modeld.reload import ConfigSource, ConfigWatch
-from modeld.threads import start_thread
-from modeld.types import ApiKey
-
-if TYPE_CHECKING:
-    from modeld.httpapi.server import HttpServer
-    from modeld.manager.manager import Manager
+from modeld.reload import ConfigSource
+from modeld.signals import Signals
 
 log = logging.getLogger("modeld")
 
@@ -47,10 +23,6 @@ EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_CONFIG = 78  # sysexits.h, EX_CONFIG
 EXIT_INTERRUPTED = 130  # as the shell says it of SIGINT
-
-# The engine thread must win the interpreter lock back after each decode: with one busy Python thread beside it that takes
-# 6 ms at the default interval of 5 ms, 0.5 ms at 0.2 ms (facts/llama.md, "Threads and the interpreter lock").
-SWITCH_INTERVAL_S = 0.0005
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -77,221 +49,17 @@ def main(argv: list[str] | None = None) -> int:
         return EXIT_CONFIG
     # Before any thread begins, the log's included: each has the signal mask of the one that starts it, and would have an arena.
     settle_allocator()
-    signals = _Signals()
+    signals = Signals()
     writer = logs.configure(config.server.log_level, config.server.log_format, logs.standard_error())
     try:
-        return serve(source, config, signals, writer)
+        from modeld import daemon  # here, so that `--version` and usage errors answer at once
+
+        return EXIT_OK if daemon.serve(source, config, signals, writer) else EXIT_FAILED
     except ModeldError as error:
         log.error("%s", error)
         return EXIT_FAILED
     finally:
         writer.close()
-
-
-def serve(source: ConfigSource, config: Config, signals: _Signals, writer: LogWriter) -> int:
-    """Run the daemon until a signal ends it. Main thread: it owns the signals."""
-    # Imported here, so that `--version` and usage errors answer at once.
-    from modeld.hosting import ModelHost
-    from modeld.httpapi.listeners import ListenError
-    from modeld.httpapi.quotas import Quotas
-    from modeld.httpapi.server import HttpServer
-    from modeld.llm.backend import backend
-    from modeld.manager.journal import Journal
-    from modeld.manager.manager import Manager
-    from modeld.manager.statefile import StateFile, state_folder
-    from modeld.reloader import Reloader
-    from modeld.watchdog import Watchdog
-
-    faulthandler.enable()  # the service manager's watchdog sends SIGABRT: its log then has where each thread stood
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
-    library = backend()  # a library that does not fit is a failure to start, not a daemon in state error
-    log.info("library", extra={"path": library.path, "llama_commit": library.stamp.llama_commit})
-
-    models = ModelHost(queue_size=config.server.queue_size, kv_keep_bytes=config.switching.kv_keep_bytes)
-    memory = StateFile(state_folder(config.path, os.environ))
-    manager = Manager(
-        config.models,
-        config.default_model,
-        models.open,
-        models.host(),
-        version=__version__,
-        policy=config.switching,
-        memory=memory,
-        journal=Journal(memory.folder),
-        max_event_clients=config.server.max_event_clients,
-        stuck_after_s=config.server.stuck_after_s,
-    )
-
-    gate = Gate()
-
-    def let_in(config: Config) -> None:
-        gate.rules = rules_of(config)
-        if config.keys:
-            log.info("keys", extra={"names": ", ".join(key.name for key in config.keys)})
-        if nobody := sorted(name for name in config.limits.per_key if not _is_caller(name, config.keys)):
-            # No error: keys come and go in a file of their own.
-            log.warning("limits.per_key has names that no caller has: %s", ", ".join(nobody))
-
-    quotas = Quotas(config.limits)
-
-    def apply(config: Config) -> None:
-        logs.set_level(config.server.log_level)
-        let_in(config)
-        models.keep(config.switching.kv_keep_bytes)
-        quotas.set_policy(config.limits)
-
-    let_in(config)
-    reloader = Reloader(source, config, manager, apply)
-    manager.reload = reloader.reload
-    registry = Registry()
-    registry.collect(lambda: (_build_info(library.stamp.llama_commit), reloader.results.read()))
-    registry.collect(lambda: (counter("modeld_log_lines_dropped", "Log lines that could not be written.", writer.n_dropped),))
-    registry.collect(ProcessFigures())
-    watch = ConfigWatch(source.path, reloader.follow, since=source.stamp)
-    notifier = Notifier(os.environ)
-    watchdog = Watchdog(manager.heartbeats, notifier.alive, (notifier.watchdog_s or 2 * config.server.stuck_after_s) / 2)
-
-    def follow() -> None:
-        notifier.reloading()
-        reloader.follow()
-        notifier.ready()
-
-    try:
-        limits = limits_of(config.server)
-        limits = replace(limits, connections=connections_that_fit(limits.connections, limits.refusals))
-        unix_socket = unix_socket_of(config.server)
-        server = HttpServer(
-            manager, config.server.host, config.server.port, limits, unix_socket, gate=gate, quotas=quotas, registry=registry
-        )
-    except ListenError as error:
-        log.error("%s", error.strerror)
-        memory.close()
-        notifier.close()
-        return EXIT_FAILED
-    if (reachable := list(filter(keys.exposed, config.server.host))) and not config.keys:
-        where = ", ".join(reachable)
-        log.warning("insecure: whoever reaches %s may use and switch models; no keys are configured", where)
-    try:
-        manager.other_pulses = lambda: (*server.pulses(), watch.pulse)
-        manager.on_status = notifier.status
-        server.start()
-        for url in server.urls:
-            _log_url(url)
-        notifier.ready()
-        manager.start()  # after the server: /livez answers while the first model loads
-        if config.switching.watch_config:
-            watch.start()
-        watchdog.start()
-        reason = signals.wait(follow)
-        notifier.stopping()
-        stop(manager, server, reason, delay_s=config.server.stop_delay_s, timeout_s=config.server.stop_timeout_s)
-    finally:
-        watch.close()
-        # What still runs gets its error frame from the manager; then the server lets the last bytes out: a client that reads
-        # has the time that every write has.
-        manager.close()
-        server.close(config.server.send_timeout_s + config.server.linger_s)
-        watchdog.close()
-        notifier.close()
-    log.info("stopped")
-    return EXIT_OK
-
-
-def _is_caller(name: str, keys: Sequence[ApiKey]) -> bool:
-    """Whether callers may have that name (Caller.name)."""
-    return name == "anonymous" or name.startswith("uid:") or name in {key.name for key in keys}
-
-
-def stop(manager: Manager, server: HttpServer, reason: str, *, delay_s: float, timeout_s: float) -> None:
-    """After `delay_s` let nothing new in, and wait for what runs.
-
-    The listener stays open meanwhile: whoever shares out requests sees /readyz at 503 and sends them elsewhere.
-    """
-    log.info("stopping", extra={"signal": reason, "n_open": manager.n_open()})
-    server.begin_stop()
-    manager.announce_stop(reason, delay_s + timeout_s)
-    time.sleep(delay_s)
-    manager.begin_stop()
-    if not manager.drain(timeout_s):
-        log.warning("%d requests did not end within %g s (server.stop_timeout_s) and are cut", manager.n_open(), timeout_s)
-
-
-def unix_socket_of(server: ServerConfig) -> UnixSocket | None:
-    if server.unix_socket is None:
-        return None
-    return UnixSocket(server.unix_socket, int(server.unix_socket_mode, 8), server.unix_socket_owner)
-
-
-def _build_info(llama_commit: str) -> Family:
-    labels = {"version": __version__, "llama_commit": llama_commit, "python": platform.python_version()}
-    return by_label("gauge", "modeld_build_info", "What this is, as labels.", tuple(labels), {tuple(labels.values()): 1})
-
-
-def limits_of(server: ServerConfig) -> Limits:
-    return Limits(
-        connections=server.max_connections,
-        connections_per_address=server.max_connections_per_address,
-        head_bytes=server.max_head_bytes,
-        head_fields=server.max_head_fields,
-        head_line_bytes=server.max_head_line_bytes,
-        body_bytes=server.max_body_bytes,
-        drain_bytes=server.max_drain_bytes,
-        head_s=server.head_timeout_s,
-        body_s=server.body_timeout_s,
-        idle_s=server.idle_timeout_s,
-        send_s=server.send_timeout_s,
-        linger_s=server.linger_s,
-        unacknowledged_s=server.unacknowledged_timeout_s,
-        heartbeat_s=server.heartbeat_s,
-        generation_s=server.generation_timeout_s or math.inf,
-    )
-
-
-def rules_of(config: Config) -> Rules:
-    """Whom and what the HTTP surface lets in."""
-    server = config.server
-    admins = (0, os.geteuid()) if server.unix_admin_uids is None else server.unix_admin_uids
-    return Rules(
-        BrowserRules(server.allowed_hosts, server.cors_origins),
-        KeyRules(
-            config.keys,
-            frozenset(admins),
-            frozenset(server.unix_use_uids),
-            uids_are_listed=server.unix_admin_uids is not None or bool(server.unix_use_uids),
-        ),
-    )
-
-
-def _log_url(url: str) -> None:
-    """Whatever the level: with `--port 0` nobody knows the port otherwise."""
-    extra = {"url": url, "pid": os.getpid()}
-    log.handle(
-        log.makeRecord(log.name, logging.INFO, __file__, 0, f"modeld {__version__} listens on {url}", (), None, extra=extra)
-    )
-
-
-class _Signals:
-    """SIGTERM and SIGINT: the first one asks for a clean stop, the second leaves at once. SIGHUP: read the configuration again.
-    Main thread.
-
-    They are blocked for all threads from the start and taken by sigwait: a handler would run between any two bytecodes of
-    the main thread, also while it holds a lock that the handler needs.
-    """
-
-    STOP = (signal.SIGTERM, signal.SIGINT)
-
-    def __init__(self) -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, (*self.STOP, signal.SIGHUP))
-
-    def wait(self, on_hangup: Callable[[], None]) -> str:
-        """The name of the first one that asks for the end; from then on the next one ends the process."""
-        while (number := signal.sigwait((*self.STOP, signal.SIGHUP))) == signal.SIGHUP:
-            on_hangup()
-        start_thread("modeld-signals", self._leave_at_the_next)
-        return signal.Signals(number).name
-
-    def _leave_at_the_next(self) -> None:
-        os._exit(128 + signal.sigwait(self.STOP))  # no clean-up at all: somebody has waited long enough
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modeld import config, yamltree
-from modeld.app import limits_of, rules_of
 from modeld.clientlimits import ClientLimits, LimitPolicy
 from modeld.config import ServerConfig, find_config, load_config, resolve
+from modeld.daemon import limits_of, rules_of
 from modeld.errors import ConfigError
 from modeld.httpapi.browser import BrowserRules
 from modeld.httpapi.caller import KeyRules

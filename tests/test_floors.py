@@ -79,6 +79,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     # 5
     "modeld.app": ("modeld.",),
+    "modeld.daemon": ("modeld.",),
+    "modeld.signals": ("modeld.threads",),
     "modeld.hosting": ("modeld.",),
     "modeld.reloader": ("modeld.",),
     "modeld.check": ("modeld.",),

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modeld import app
+from modeld import app, daemon
 from modeld.config import Config
 from modeld.errors import ConfigError
 from modeld.keys import CREDENTIAL, MAX_BYTES, VARIABLE, check_exposure, exposed, load_keys
@@ -87,12 +87,12 @@ def test_a_key_itself_is_neither_kept_nor_shown(tmp_path: Path) -> None:
 def test_processes_that_the_daemon_starts_do_not_inherit_the_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[int, bool, int]] = []
 
-    def serve(source: ConfigSource, config: Config, *_: object) -> int:
+    def serve(source: ConfigSource, config: Config, *_: object) -> bool:
         # What a reload reads is what was there at the start.
         seen.append((len(config.keys), VARIABLE in os.environ, len(source.load().keys)))
-        return 0
+        return True
 
-    monkeypatch.setattr(app, "serve", serve)
+    monkeypatch.setattr(daemon, "serve", serve)
     monkeypatch.setenv(VARIABLE, f"ops admin {ADMIN}")
     (tmp_path / "models.yaml").write_text("models: []")
     assert app.main(["serve", "--config", str(tmp_path / "models.yaml")]) == 0
