@@ -18,14 +18,13 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from email.utils import formatdate
-from typing import Protocol
 
 from modeld.errors import InternalError, ModeldError, RequestCancelled, RequestTimeout
 from modeld.httpapi import accesslog, browser, schema
 from modeld.httpapi.auth import Gate
 from modeld.httpapi.body import check_length, read_body
 from modeld.httpapi.caller import Access, Caller
-from modeld.httpapi.connection import Connection, Disconnected, EndOfInput
+from modeld.httpapi.connection import Connection, Disconnected
 from modeld.httpapi.followers import Follower, Followers
 from modeld.httpapi.head import RequestHead, parse_head
 from modeld.httpapi.message import (
@@ -384,47 +383,6 @@ class Exchange:
         record.n_bytes = self._connection.sent_bytes - self._sent_before
         self._site.meter.ended(record)
         log.info("request", extra=accesslog.fields(record))
-
-
-class Turnstile(Protocol):
-    """What the server wants to know of a connection, so that it can end the idle ones and wait for the others."""
-
-    def enter(self) -> bool:
-        """A request has come; False: no answer is begun, the server is stopping or has hung up."""
-
-    def leave(self) -> bool:
-        """It is answered; False: no other one is waited for."""
-
-
-def serve(connection: Connection, site: Site, turnstile: Turnstile) -> bool:
-    """Answer the requests of one connection, one after another, and close it; False: it was handed over, still open."""
-    first = True
-    after = After.NEXT
-    try:
-        while True:
-            try:
-                raw_head = connection.read_head(first)
-            except ModeldError as error:
-                Exchange(connection, site).refuse(error)
-                break
-            if raw_head is None or not turnstile.enter():
-                break
-            after = Exchange(connection, site).run(raw_head)
-            if after is After.HANDED_OVER:
-                return False
-            if not turnstile.leave() or after is After.CLOSE:
-                break
-            first = False
-        connection.finish()
-    except EndOfInput:
-        connection.finish()  # what was answered before is on its way; a reset would overtake it
-    except Disconnected:
-        connection.abort()
-    finally:
-        if after is not After.HANDED_OVER:
-            with contextlib.suppress(OSError):
-                connection.sock.close()
-    return True
 
 
 def _log_fault(what: str, record: Record, error: Exception) -> None:

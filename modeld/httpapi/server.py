@@ -22,7 +22,8 @@ from modeld.heartbeat import Pulse
 from modeld.httpapi import schema
 from modeld.httpapi.auth import Gate
 from modeld.httpapi.connection import Connection, Disconnected
-from modeld.httpapi.exchange import Exchange, Site, serve
+from modeld.httpapi.conversation import serve
+from modeld.httpapi.exchange import Exchange, Site
 from modeld.httpapi.followers import Followers
 from modeld.httpapi.limits import Limits
 from modeld.httpapi.listeners import Acceptor, NoThread, listen

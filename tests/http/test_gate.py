@@ -19,7 +19,8 @@ from modeld.httpapi.auth import Gate, Rules
 from modeld.httpapi.browser import BrowserRules
 from modeld.httpapi.caller import Access, KeyRules
 from modeld.httpapi.connection import Connection
-from modeld.httpapi.exchange import Site, serve
+from modeld.httpapi.conversation import serve
+from modeld.httpapi.exchange import Site
 from modeld.httpapi.followers import Followers
 from modeld.httpapi.limits import Limits
 from modeld.httpapi.metrics import Meter
