@@ -34,6 +34,7 @@ def test_the_built_library_is_accepted(library: Path) -> None:
     assert found.llama_h_sha256 == LLAMA_H_SHA256
     assert found.flags["build_type"] == "Release"
     assert found.flags["amx_mend"] in ("", "-fno-tree-dse -fno-dse")
+    assert found.flags["tokenizer_mend"] in ("", "yes")
     assert found.library_sha256 == stamp.digest_of(library)
     assert found.layout_sha256 == stamp.digest_of(BUILT.parent / "layout_check.c")
 

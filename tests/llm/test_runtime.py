@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +27,17 @@ def runtime() -> Iterator[LlamaRuntime]:
     runtime = LlamaRuntime(CALC, lambda step, pct: True)
     yield runtime
     runtime.close()
+
+
+def test_characters_that_the_vocabulary_lacks_cost_no_more_the_more_of_them_there_are(runtime: LlamaRuntime):
+    """Upstream copies all tokens for each of them (cmake/TokenizerMend.cmake): 4 times the text took 39 times the time."""
+    took_s = []
+    for n in (62_500, 250_000):
+        began = time.perf_counter()
+        tokens = runtime.tokenize("\U0001f600" * n, add_special=False, parse_special=False)
+        took_s.append(time.perf_counter() - began)
+        assert runtime.detokenize(tokens).decode().strip() == "\U0001f600" * n
+    assert took_s[1] < 12 * took_s[0] + 1
 
 
 def generate(
