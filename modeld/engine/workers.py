@@ -67,8 +67,8 @@ class TokenizePool:
         if closed is not None:
             future.set_exception(copy.copy(closed))
             return
-        # Some tokenizers take time with the square of a text (1 MB of emoji: 38 s): a client must not make it look like a fault
-        # of ours, for which the service manager ends the daemon.
+        # A long text may take a tokenizer long (1 MB of emoji took 38 s before cmake/TokenizerMend.cmake): a client must not make
+        # that look like a fault of ours, for which the service manager ends the daemon.
         pulse.call("a job of a handler")
         try:
             future.set_result(job())
