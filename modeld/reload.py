@@ -11,6 +11,7 @@ from pathlib import Path
 
 from modeld.clientlimits import ClientLimits
 from modeld.config import Config, ServerConfig, find_config, resolve
+from modeld.errors import ConfigError
 from modeld.heartbeat import Pulse
 from modeld.keys import check_exposure
 from modeld.policy import SwitchPolicy
@@ -70,6 +71,9 @@ class ConfigSource:
 
     def read(self, current: Config) -> Change:
         """The file and the keys again, as a whole: with an error in them nothing of it counts. Raises ConfigError."""
+        # A pipe's other end may let us wait for ever, and a stop with us.
+        if self.path.exists() and not self.path.is_file():
+            raise ConfigError(f"{self.path}: it is no regular file; at a start it need not be one, to be read again it has to")
         change = compare(current, self.load())
         # Of the addresses that are listened to, which may be others than those that the file has by now.
         server = change.config.server

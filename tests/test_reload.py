@@ -50,6 +50,14 @@ def test_the_same_file_changes_nothing(source: ConfigSource) -> None:
     assert (change.added, change.removed, change.changed) == ((), (), ())
 
 
+def test_a_pipe_is_not_waited_for(source: ConfigSource, path: Path) -> None:
+    config = source.load()
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(ConfigError, match="it is no regular file"):
+        source.read(config)
+
+
 def test_models_that_come_go_and_change_are_named(source: ConfigSource, path: Path) -> None:
     config = source.load()
     path.write_text("default_model: c\nmodels: [{id: c, path: c.gguf}, {id: b, path: b.gguf, n_ctx: 64}]")
