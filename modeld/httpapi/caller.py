@@ -8,6 +8,7 @@ from __future__ import annotations
 import enum
 import hashlib
 import hmac
+import ipaddress
 from dataclasses import dataclass
 
 from modeld.errors import InvalidApiKey, InvalidRequest, PermissionDenied
@@ -23,6 +24,9 @@ class Access(enum.Enum):
     ADMIN = "admin"  # what changes which model answers
 
 
+UNIX = "unix"
+"""Stands where the address of a client of a Unix socket would."""
+
 _USE = frozenset((Access.OPEN, Access.USE))
 _ADMIN = frozenset(Access)
 _NOTHING = frozenset((Access.OPEN,))
@@ -37,11 +41,24 @@ class Caller:
     may: frozenset[Access]
 
 
+def counted_as(client: str) -> str:
+    """An IPv6 address stands for its /64: a host takes as many of those as it likes. All else stands for itself."""
+    if ":" not in client:
+        return client
+    try:
+        address = ipaddress.IPv6Address(client)
+    except ValueError:  # no address: the name of a key
+        return client
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return f"{ipaddress.IPv6Address(int(address) >> 64 << 64)}/64"
+
+
 @dataclass(frozen=True, slots=True)
 class Peer:
     """The other end of a connection."""
 
-    address: str  # "unix" for a Unix socket
+    address: str  # UNIX for a Unix socket
     uid: int | None = None  # of the process that connected to a Unix socket
 
 

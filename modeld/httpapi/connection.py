@@ -14,7 +14,7 @@ import struct
 import time
 
 from modeld.errors import HeadersTooLarge, InvalidRequest, RequestTimeout
-from modeld.httpapi.caller import Peer
+from modeld.httpapi.caller import UNIX, Peer
 from modeld.httpapi.head import find_end
 from modeld.httpapi.limits import Limits
 
@@ -271,8 +271,8 @@ class Connection:
 
 
 def _client_address(sock: socket.socket) -> str:
-    """The IP address at the other end; "unix" for a Unix socket. Raises OSError where the client has left already."""
-    return str(sock.getpeername()[0]) if sock.family in (socket.AF_INET, socket.AF_INET6) else "unix"
+    """The IP address at the other end; UNIX for a Unix socket. Raises OSError where the client has left already."""
+    return str(sock.getpeername()[0]) if sock.family in (socket.AF_INET, socket.AF_INET6) else UNIX
 
 
 def _peer_uid(sock: socket.socket) -> int | None:

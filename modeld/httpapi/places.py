@@ -10,10 +10,11 @@ address.
 from __future__ import annotations
 
 import enum
-import ipaddress
 from collections import Counter
 from collections.abc import Hashable, Iterator
 from typing import Generic, TypeVar
+
+from modeld.httpapi.caller import UNIX, counted_as
 
 W = TypeVar("W", bound=Hashable)
 
@@ -66,7 +67,7 @@ class Places(Generic[W]):
 
     def admit(self, who: W, address: str) -> tuple[Verdict, W | None]:
         """What becomes of one who comes, and who has to go for it; both are told by the caller."""
-        group = _group(address) if self._n_per_address else ""
+        group = counted_as(address) if self._n_per_address and address != UNIX else ""  # its clients cannot be told apart
         leaver = None
         full_address = bool(group) and self._of_address[group] >= self._n_per_address
         if full_address or self._is_full:
@@ -141,14 +142,3 @@ class Places(Generic[W]):
         self._of_address[group] -= 1
         if not self._of_address[group]:
             del self._of_address[group]
-
-
-def _group(address: str) -> str:
-    """Whom an address stands for: a customer's IPv6 network has at least 64 bits of addresses. Empty: nobody (a Unix socket)."""
-    try:
-        parsed = ipaddress.ip_address(address)
-    except ValueError:
-        return ""
-    if isinstance(parsed, ipaddress.IPv6Address):
-        return str(ipaddress.IPv6Network((int(parsed) >> 64 << 64, 64)))
-    return str(parsed)

@@ -7,7 +7,6 @@ tokens when the request has ended, as many as it used: nobody is refused for an 
 from __future__ import annotations
 
 import enum
-import ipaddress
 import math
 import threading
 import time
@@ -17,7 +16,7 @@ from dataclasses import dataclass, field
 
 from modeld.clientlimits import ClientLimits, LimitPolicy
 from modeld.errors import RateLimitExceeded, RequestRateExceeded, TokenRateExceeded, TooManyRequests
-from modeld.httpapi.caller import Caller
+from modeld.httpapi.caller import Caller, counted_as
 from modeld.types import Share
 
 # Of clients that are remembered: whoever has many addresses must not have as much memory. About 4 MB.
@@ -214,19 +213,6 @@ class Ticket:
             self._fields.update(self.requests.fields("requests", self.limits.requests_per_minute))
         if self.tokens is not None:
             self._fields.update(self.tokens.fields("tokens", self.limits.tokens_per_minute))
-
-
-def counted_as(client: str) -> str:
-    """An IPv6 address stands for its /64: a host takes as many of those as it likes. All else stands for itself."""
-    if ":" not in client:
-        return client
-    try:
-        address = ipaddress.IPv6Address(client)
-    except ValueError:  # no address: the name of a key
-        return client
-    if address.ipv4_mapped is not None:
-        return str(address.ipv4_mapped)
-    return f"{ipaddress.IPv6Address(int(address) >> 64 << 64)}/64"
 
 
 def duration(seconds: float) -> str:

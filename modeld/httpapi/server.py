@@ -1,7 +1,7 @@
 """How many are served at once, and on which threads? HttpServer: a thread for each connection, a bounded number of them.
 
-Listeners take the connections in (listeners.py), `Places` decides who may stay, `serve` answers (exchange.py). Every thread is
-named `modeld-*` and joined by `close`.
+Listeners take the connections in (listeners.py), `Places` decides who may stay, `serve` answers (conversation.py). Every thread
+is named `modeld-*` and joined by `close`.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from modeld.clientlimits import ClientLimits, LimitPolicy
 from modeld.errors import RateLimitExceeded, RequestRateExceeded, TokenRateExceeded, TooManyRequests
 from modeld.httpapi import quotas as quotas_module
-from modeld.httpapi.caller import Access, Caller
-from modeld.httpapi.quotas import Counts, Quotas, Ticket, counted_as, duration
+from modeld.httpapi.caller import Access, Caller, counted_as
+from modeld.httpapi.quotas import Counts, Quotas, Ticket, duration
 from modeld.types import Share
 
 
