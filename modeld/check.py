@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TextIO
@@ -17,6 +19,14 @@ from modeld.types import FileFacts, ModelSpec
 
 MIB = 1 << 20
 WIPE_PCT = 100
+
+
+def run_check(args: argparse.Namespace) -> int:
+    return check(args.config, sys.stdout)
+
+
+def run_verify(args: argparse.Namespace) -> int:
+    return verify(args.config, args.model_ids, sys.stdout, sys.stderr)
 
 
 def check(config_path: Path | None, out: TextIO) -> int:

@@ -78,7 +78,10 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "modeld.httpapi.",
     ),
     # 5
-    "modeld.app": ("modeld.",),
+    "modeld.app": ("modeld.exits", "modeld.arguments"),
+    "modeld.arguments": ("modeld.addresses", "modeld.llm.libllama"),
+    "modeld.exits": (),
+    "modeld.serving": ("modeld.",),
     "modeld.daemon": ("modeld.",),
     "modeld.signals": ("modeld.threads",),
     "modeld.hosting": ("modeld.",),

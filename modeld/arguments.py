@@ -1,0 +1,100 @@
+"""Which commands are there, and what does each take? COMMANDS, and the parser that is made of it.
+
+Nothing is imported that a command needs: usage, `--version` and the pages that are made from this parser (manual, completions)
+cost nothing else. A command's module is imported when it is run (app.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from modeld import __version__
+from modeld.addresses import parse_host
+from modeld.llm.libllama import LLAMA_COMMIT
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    name: str
+    help: str  # one line, for the list of commands; begins with a small letter, no full stop
+    run: str  # module:function, which takes the arguments and returns the exit status
+    add: Callable[[argparse.ArgumentParser], None]  # declares what it takes
+    description: str = ""  # what its manual page says beyond `help`: whole sentences, exit status included
+
+
+ENVIRONMENT = (
+    "Environment: MODELD_CONFIG, MODELD_HOST, MODELD_PORT, MODELD_LOG_LEVEL, MODELD_LOG_FORMAT, MODELD_API_KEYS. "
+    "Order: flag, environment, file, default. Exit status: 0 clean stop, 1 failure, 2 usage, 78 bad configuration."
+)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Of the whole program. `parse_args` gives a namespace with `command`, a name in COMMANDS, and what that command takes."""
+    made = argparse.ArgumentParser(
+        prog="modeld",
+        description="Keeps one llama.cpp model loaded, switches it on request, and says at every moment which model answers.",
+        epilog=ENVIRONMENT,
+    )
+    made.add_argument("--version", action="version", version=f"modeld {__version__} (llama.cpp {LLAMA_COMMIT})")
+    commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in COMMANDS:
+        command.add(commands.add_parser(command.name, help=command.help, description=command.description or None))
+    return made
+
+
+# -- the host's own: serve, check, verify -------------------------------------------------------------------------------
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="the registry (default: configs/models.yaml here, else /etc/modeld/models.yaml)",
+    )
+
+
+def _add_serve(parser: argparse.ArgumentParser) -> None:
+    _add_config(parser)
+    parser.add_argument(
+        "--host",
+        type=_hosts,
+        action="append",
+        metavar="ADDRESS",
+        help="an address to listen on (default: 127.0.0.1); several: with commas, or this flag again",
+    )
+    parser.add_argument("--port", type=_port, help="port to listen on (default: 8080); 0 takes a free one")
+
+
+def _add_verify(parser: argparse.ArgumentParser) -> None:
+    _add_config(parser)
+    parser.add_argument("model_ids", nargs="*", metavar="MODEL_ID", help="the models to look at (default: all)")
+
+
+def _hosts(text: str) -> str:
+    try:
+        return ",".join(parse_host(part.strip()) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 <= port <= 65535:
+        raise argparse.ArgumentTypeError(f"{port} is not a port; 0..65535 are")
+    return port
+
+
+COMMANDS = (
+    Command("serve", "run the daemon in the foreground", "modeld.serving:run", _add_serve),
+    Command("check", "check configuration and model files; exit status 0 or 1", "modeld.check:run_check", _add_config),
+    Command(
+        "verify",
+        "compute the models' SHA-256 and compare it with the configuration; exit status 0 or 1",
+        "modeld.check:run_verify",
+        _add_verify,
+    ),
+)
