@@ -14,7 +14,7 @@ from modeld.llm.adapter import DecodeAborted, DecodeFatal, DecodeInvalid, NoKvRo
 from modeld.llm.backend import Backend
 from modeld.llm.cores import compute_plan
 from modeld.llm.handles import Handle
-from modeld.llm.memory import large_blocks_mapped
+from modeld.llm.memory import give_back_freed_memory, large_blocks_mapped
 from modeld.llm.model import Model, why
 from modeld.llm.pool import PoolShare
 from modeld.types import ModelSpec
@@ -86,6 +86,7 @@ class Context(Handle):
         if self._embeds:
             embedding.shape(params, spec, model, n_seq_limit)
         backend.ring.clear()
+        give_back_freed_memory()  # what the model before left and this one's weights did not take
         with large_blocks_mapped():
             raw = lib.llama_init_from_model(model, params)
         if not raw:

@@ -44,7 +44,10 @@ def settle_allocator() -> None:
 
 @contextmanager
 def large_blocks_mapped() -> Iterator[None]:
-    """Blocks of 1 MiB and more that are allocated meanwhile are mappings of their own.
+    """Blocks of 1 MiB and more that are allocated meanwhile are mappings of their own, unless the heap has a free block for them.
+
+    glibc asks the heap first, whatever the threshold: the 60 MB that a vocabulary leaves there take the next buffers. With its
+    pages given back before, such a buffer still comes untouched.
 
     By the load's thread, and by who saves cells: should both do so at once, the first to end ends it for both,
     and some blocks come from the heap.
@@ -60,9 +63,12 @@ def large_blocks_mapped() -> Iterator[None]:
 
 
 def give_back_freed_memory() -> None:
-    """Return the free pages of all arenas (malloc_trim(3)). Some milliseconds; at the end of a load, good or failed.
+    """Return the free pages of all arenas (malloc_trim(3)). Some milliseconds; at the end of a load, good or failed, and within
+    one between the weights and the context.
 
-    Not between an unload and a load, which would take the pages again.
+    Not between an unload and a load, whose vocabulary takes the pages again. What is left of them after that a context must not
+    take as they are: its compute buffers, used in part, would be resident in whole, or not, with the luck of their place (45 or
+    58 MB after 50 cancelled loads of a 0.5B model).
     """
     libc = _libc()
     if libc is not None:
