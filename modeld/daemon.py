@@ -24,7 +24,8 @@ from modeld.httpapi.listeners import ListenError
 from modeld.httpapi.quotas import Quotas
 from modeld.httpapi.server import HttpServer
 from modeld.httpapi.unixsocket import UnixSocket
-from modeld.llm.backend import backend
+from modeld.llm import variants
+from modeld.llm.backend import Backend, open_backend
 from modeld.logwriter import LogWriter
 from modeld.manager.journal import Journal
 from modeld.manager.manager import Manager
@@ -49,11 +50,13 @@ def serve(source: ConfigSource, config: Config, signals: Signals, writer: LogWri
     """Run the daemon until a signal ends it; False: it cannot listen. Main thread: it owns the signals. Raises ModeldError."""
     faulthandler.enable()  # the service manager's watchdog sends SIGABRT: its log then has where each thread stood
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    library = backend()  # a library that does not fit is a failure to start, not a daemon in state error
-    log.info("library", extra={"path": library.path, "llama_commit": library.stamp.llama_commit})
+    folder = state_folder(config.path, os.environ)
+    # Before it listens: a library that does not fit is a failure to start, not a daemon in state error.
+    library = open_backend(variants.choose(folder))
+    log.info("library", extra=_library_facts(library))
 
     models = ModelHost(queue_size=config.server.queue_size, kv_keep_bytes=config.switching.kv_keep_bytes)
-    memory = StateFile(state_folder(config.path, os.environ))
+    memory = StateFile(folder)
     manager = Manager(
         config.models,
         config.default_model,
@@ -89,7 +92,7 @@ def serve(source: ConfigSource, config: Config, signals: Signals, writer: LogWri
     reloader = Reloader(source, config, manager, apply)
     manager.reload = reloader.reload
     registry = Registry()
-    registry.collect(lambda: (_build_info(library.stamp.llama_commit), reloader.results.read()))
+    registry.collect(lambda: (_build_info(library), reloader.results.read()))
     registry.collect(lambda: (counter("modeld_log_lines_dropped", "Log lines that could not be written.", writer.n_dropped),))
     registry.collect(ProcessFigures())
     watch = ConfigWatch(source.path, reloader.follow, since=source.stamp)
@@ -112,6 +115,7 @@ def serve(source: ConfigSource, config: Config, signals: Signals, writer: LogWri
         log.error("%s", error.strerror)
         memory.close()
         notifier.close()
+        library.chosen.ended()
         return False
     if (reachable := list(filter(keys.exposed, config.server.host))) and not config.keys:
         where = ", ".join(reachable)
@@ -138,6 +142,7 @@ def serve(source: ConfigSource, config: Config, signals: Signals, writer: LogWri
         server.close(config.server.send_timeout_s + config.server.linger_s)
         watchdog.close()
         notifier.close()
+        library.chosen.ended()
     log.info("stopped")
     return True
 
@@ -167,8 +172,24 @@ def unix_socket_of(server: ServerConfig) -> UnixSocket | None:
     return UnixSocket(server.unix_socket, int(server.unix_socket_mode, 8), server.unix_socket_owner)
 
 
-def _build_info(llama_commit: str) -> Family:
-    labels = {"version": __version__, "llama_commit": llama_commit, "python": platform.python_version()}
+def _library_facts(library: Backend) -> dict[str, object]:
+    """For the log: which one, why, and what became of better ones."""
+    chosen = library.chosen
+    facts: dict[str, object] = {"path": library.path, "llama_commit": library.stamp.llama_commit, "variant": chosen.variant}
+    if chosen.how is not variants.How.ONLY:
+        facts |= {"chosen": str(chosen.how), "choice_ms": round(chosen.seconds * 1000)}
+    if chosen.passed_over:
+        facts["passed_over"] = "; ".join(map(str, chosen.passed_over))
+    return facts
+
+
+def _build_info(library: Backend) -> Family:
+    labels = {
+        "version": __version__,
+        "llama_commit": library.stamp.llama_commit,
+        "cpu_variant": library.variant,
+        "python": platform.python_version(),
+    }
     return by_label("gauge", "modeld_build_info", "What this is, as labels.", tuple(labels), {tuple(labels.values()): 1})
 
 

@@ -2,8 +2,10 @@
 """How does bin/modeld come about? One executable zip file: the package, PyYAML's Python files, libllama.so and its stamp.
 
     python scripts/bundle.py bin/modeld
+    python scripts/bundle.py dist/modeld --libraries build/release
 
-It runs with any Python >= 3.11 and nothing else. Names are sorted and times fixed: the same inputs give the same bytes.
+The second packs a set instead, a library for each kind of CPU (modeld/llm/variants.py), of which a start unpacks one. It runs
+with any Python >= 3.11 and nothing else. Names are sorted and times fixed: the same inputs give the same bytes.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 SHEBANG = b"#!/usr/bin/env python3\n"
+REFERENCE = (ROOT / "models" / "selftest.json", ROOT / "models" / "demo-calc.gguf")  # what a library is tried with
 TIME = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip file can say
 
 # Syntax that any Python 3 reads: an old one must reach the message.
@@ -40,8 +43,8 @@ sys.exit(main())
 """
 
 
-def members(library: Path) -> Iterator[tuple[str, bytes]]:
-    """Names in the zip file and what they hold."""
+def members(libraries: dict[str, Path]) -> Iterator[tuple[str, bytes]]:
+    """Names in the zip file and what they hold; `libraries` by the folder that each is to have in it."""
     yield "__main__.py", MAIN.encode()
     sources = [path for path in (ROOT / "modeld").rglob("*") if path.suffix in (".py", ".json")]
     for path in sources:
@@ -52,8 +55,11 @@ def members(library: Path) -> Iterator[tuple[str, bytes]]:
     yaml_folder = Path(yaml.__file__).parent
     for path in yaml_folder.glob("*.py"):  # without the C extension, which fits one Python only
         yield f"yaml/{path.name}", path.read_bytes()
-    yield "libllama.so", library.read_bytes()
-    yield "libllama.stamp.json", library.with_suffix(".stamp.json").read_bytes()
+    for place, library in libraries.items():
+        yield f"{place}libllama.so", library.read_bytes()
+        yield f"{place}libllama.stamp.json", library.with_suffix(".stamp.json").read_bytes()
+    for path in REFERENCE:
+        yield f"modeld/llm/reference/{path.name}", path.read_bytes()
     yield "licenses/modeld.txt", (ROOT / "LICENSE").read_bytes()
     yield "licenses/llama.cpp.txt", (ROOT / "third_party" / "llama.cpp" / "LICENSE").read_bytes()
     yield "licenses/PyYAML.txt", pyyaml_license(yaml_folder)
@@ -80,11 +86,11 @@ def pyyaml_license(yaml_folder: Path) -> bytes:
     return found[0].read_bytes()
 
 
-def bundle(library: Path, target: Path) -> None:
+def bundle(libraries: dict[str, Path], target: Path) -> None:
     """Writes the file and renames it into place: a daemon that runs from the old one keeps the old one."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
-        for name, data in sorted(with_bytecode(members(library))):
+        for name, data in sorted(with_bytecode(members(libraries))):
             info = zipfile.ZipInfo(name, TIME)
             info.external_attr = (stat.S_IFREG | 0o644) << 16
             # 3.1 instead of 8.5 MB, for 0.025 s more at the start (measured).
@@ -100,9 +106,16 @@ def bundle(library: Path, target: Path) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Put modeld, PyYAML and libllama.so into one executable file.")
     parser.add_argument("target", type=Path)
-    parser.add_argument("--library", type=Path, default=ROOT / "build" / "libllama.so")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--library", type=Path, default=ROOT / "build" / "libllama.so")
+    which.add_argument("--libraries", type=Path, metavar="SET", help="a folder of `make release`: SET/<variant>/libllama.so")
     args = parser.parse_args()
-    bundle(args.library, args.target)
+    libraries = {"": args.library}
+    if args.libraries is not None:
+        libraries = {f"libraries/{path.parent.name}/": path for path in args.libraries.glob("*/libllama.so")}
+        if not libraries:
+            raise SystemExit(f"there is no <variant>/libllama.so in {args.libraries}; run `make release`")
+    bundle(libraries, args.target)
     print(f"{os.fspath(args.target)}: {args.target.stat().st_size / 1e6:.1f} MB")
     return 0
 

@@ -1,10 +1,12 @@
-"""What does a wheel of modeld hold besides Python? build/libllama.so and its stamp, where `make build` has made them.
+"""What does a wheel of modeld hold besides Python? The set of `make release`, or the one library of `make build`; the reference.
 
 Such a wheel is for one kind of machine and any Python. Without a library it is a plain one, whose user sets MODELD_LIBRARY.
+MODELD_LIBRARIES in the environment names another set than build/release; empty: the one library.
 """
 
 from __future__ import annotations
 
+import os
 import sysconfig
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,30 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 class LibraryHook(BuildHookInterface[Any]):
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:  # noqa: ARG002 - hatchling's signature
-        built = Path(self.root) / "build"
-        names = ("libllama.so", "libllama.stamp.json")
-        if not all((built / name).is_file() for name in names):
+        models = Path(self.root) / "models"
+        for name in ("selftest.json", "demo-calc.gguf"):  # what a library is tried with
+            if (models / name).is_file():
+                build_data["force_include"][str(models / name)] = f"modeld/llm/reference/{name}"
+        if not (libraries := self._libraries(Path(self.root))):
             return
-        build_data["force_include"] |= {str(built / name): f"modeld/{name}" for name in names}
+        build_data["force_include"] |= libraries
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
+
+    def _libraries(self, root: Path) -> dict[str, str]:
+        """Files of the tree, and their places in the wheel."""
+        names = ("libllama.so", "libllama.stamp.json")
+        given = os.environ.get("MODELD_LIBRARIES", "build/release")
+        folders = (
+            {path.parent: f"modeld/libraries/{path.parent.name}" for path in (root / given).glob(f"*/{names[0]}")}
+            if given
+            else {}
+        )
+        if not folders:
+            folders = {root / "build": "modeld"}
+        return {
+            str(folder / name): f"{place}/{name}"
+            for folder, place in folders.items()
+            if all((folder / name).is_file() for name in names)
+            for name in names
+        }

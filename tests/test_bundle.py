@@ -132,6 +132,8 @@ def test_it_holds_the_package_yaml_the_library_and_their_licences() -> None:
         "yaml/__init__.py",
         "libllama.so",
         "libllama.stamp.json",
+        "modeld/llm/reference/selftest.json",
+        "modeld/llm/reference/demo-calc.gguf",
     } <= {*names}
     assert not [name for name in names if name.endswith((".so", ".pyx")) and name != "libllama.so"]
     assert not [name for name in names if name.endswith(".pyc") and name[:-1] not in names]
@@ -156,14 +158,27 @@ def test_the_same_inputs_give_the_same_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
 
 
-def test_the_wheel_holds_the_library_and_the_command(tmp_path: Path) -> None:
-    done = run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, ROOT, env=dict(os.environ))
+def wheel(folder: Path, **environ: str) -> Path:
+    folder.mkdir()
+    command = (sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, ROOT)
+    done = run(*command, env={**os.environ, **environ})
     assert done.returncode == 0, done.stdout + done.stderr
-    [wheel] = tmp_path.glob("*.whl")
-    assert wheel.name.startswith(f"modeld-{__version__}-py3-none-linux_")
-    with zipfile.ZipFile(wheel) as archive:
+    [made] = folder.glob("*.whl")
+    assert made.name.startswith(f"modeld-{__version__}-py3-none-linux_")
+    return made
+
+
+def test_the_wheel_holds_the_library_and_the_command(tmp_path: Path) -> None:
+    with zipfile.ZipFile(wheel(tmp_path / "wheel", MODELD_LIBRARIES="")) as archive:
         names = set(archive.namelist())
-        assert {"modeld/app.py", "modeld/httpapi/openapi.json", "modeld/libllama.so", "modeld/libllama.stamp.json"} <= names
+        assert {
+            "modeld/app.py",
+            "modeld/httpapi/openapi.json",
+            "modeld/libllama.so",
+            "modeld/libllama.stamp.json",
+            "modeld/llm/reference/selftest.json",
+            "modeld/llm/reference/demo-calc.gguf",
+        } <= names
         entry = archive.read(f"modeld-{__version__}.dist-info/entry_points.txt").decode()
         archive.extractall(tmp_path / "site")
     assert "modeld = modeld.app:main" in entry

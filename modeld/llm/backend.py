@@ -8,11 +8,10 @@ import threading
 from collections import deque
 from typing import Any
 
-from modeld.llm import bundle
 from modeld.llm import libllama as C
 from modeld.llm.libllama import Library, load_library
 from modeld.llm.memory import settle_allocator
-from modeld.llm.stamp import Stamp
+from modeld.llm.variants import Chosen, choose
 
 log = logging.getLogger("modeld.llama")
 
@@ -88,10 +87,12 @@ class LogRing:
 class Backend:
     """The library, opened once for the life of the process: it is never closed, C++ statics would not survive it."""
 
-    def __init__(self, lib: Library, stamp: Stamp, path: str) -> None:
+    def __init__(self, lib: Library, chosen: Chosen) -> None:
         self.lib = lib
-        self.stamp = stamp
-        self.path = path
+        self.chosen = chosen
+        self.stamp = chosen.stamp
+        self.path = os.fspath(chosen.path)
+        self.variant = chosen.variant  # "native", or the kind of CPU that a release's library is for
         self.ring = LogRing()
         settle_allocator()
         lib.llama_log_set(self.ring.callback, None)  # once, before the first load
@@ -103,13 +104,25 @@ _backend: Backend | None = None  # guarded by _backend_lock
 
 
 def backend() -> Backend:
-    """The opened library; opens it on the first call. Any thread.
+    """The opened library; opens it on the first call, the best of a set (variants.choose), and remembers nothing. Any thread.
 
-    Raises LibraryMismatch, with both sides named, when the library is missing, untested or another one.
+    Raises LibraryMismatch, with both sides named, when the library is missing, untested or another one, or does not run here.
     """
     global _backend
     with _backend_lock:
         if _backend is None:
-            path, stamp = bundle.library_path()
-            _backend = Backend(load_library(path), stamp, os.fspath(path))
+            _backend = _opened(choose())
         return _backend
+
+
+def open_backend(chosen: Chosen) -> Backend:
+    """Opens that library before anybody calls backend(). Raises LibraryMismatch."""
+    global _backend
+    with _backend_lock:
+        assert _backend is None, "the library of this process is open already"
+        _backend = _opened(chosen)
+        return _backend
+
+
+def _opened(chosen: Chosen) -> Backend:
+    return Backend(load_library(chosen.path), chosen)

@@ -10,7 +10,6 @@ import dataclasses
 import json
 import logging
 import os
-import re
 import selectors
 import signal
 import subprocess
@@ -23,6 +22,8 @@ from typing import IO, Any
 
 from modeld.errors import OpCancelled, ProbeFailed
 from modeld.llm import bundle
+from modeld.llm.backend import backend
+from modeld.llm.ending import how_it_ended
 from modeld.types import ModelSpec
 
 log = logging.getLogger("modeld.switch")
@@ -30,7 +31,6 @@ log = logging.getLogger("modeld.switch")
 WAIT_S = 0.1  # between two questions whether to go on
 REAP_S = 5.0  # a process that was killed is gone in milliseconds, unless it hangs in the kernel
 TAIL_BYTES = 1 << 14  # what is kept of each of its outputs
-LINE_CHARS = 300
 
 # -I -S: nothing of the environment and no site-packages, which the trial needs none of. Appended, so that a folder with other
 # packages in it hides no standard module.
@@ -58,7 +58,12 @@ def probe(
     started; OpCancelled. In any case the process is gone afterwards.
     """
     begin = time.monotonic()
-    order = {"parent_pid": os.getpid(), "memory_limit_bytes": memory_limit_bytes, "spec": _fields(spec)}
+    order = {
+        "parent_pid": os.getpid(),
+        "memory_limit_bytes": memory_limit_bytes,
+        "variant": backend().variant,
+        "spec": _fields(spec),
+    }
     command = [sys.executable, "-I", "-S", "-B", "-c", _PROGRAM, os.fspath(bundle.PACKAGE.parent), json.dumps(order)]
     try:
         process = subprocess.Popen(
@@ -81,7 +86,7 @@ def probe(
     found = _parsed(report)
     limit = "" if memory_limit_bytes is None else f" (it was allowed {memory_limit_bytes >> 20} MiB of memory)"
     if found is None:
-        raise ProbeFailed(f"{spec.path}: the process that tried it ended {_how(status, said)}{limit}")
+        raise ProbeFailed(f"{spec.path}: the process that tried it ended {how_it_ended(status, said)}{limit}")
     if not found["ok"]:
         reason = str(found["reason"])
         raise ProbeFailed(reason + limit if "memory" in reason else reason)
@@ -141,20 +146,3 @@ def _parsed(report: bytes) -> dict[str, Any] | None:
     except ValueError:
         return None
     return found if isinstance(found, dict) else None
-
-
-def _how(status: int, said: bytes) -> str:
-    """How a process ended without a report, with its last words: `by SIGABRT: ops.cpp:1: GGML_ASSERT(...) failed`."""
-    lines = [line.strip() for line in said.decode("utf-8", "replace").splitlines() if line.strip()]
-    how = f"with status {status}"
-    if status < 0:
-        try:
-            how = f"by {signal.Signals(-status).name}"
-        except ValueError:  # a real-time signal
-            how = f"by signal {-status}"
-    if -status == signal.SIGKILL:
-        how += ", as the kernel ends one when memory is short"
-    if not lines:
-        return how
-    last = re.sub(r"^\S*/(?=[^/\s]+:\d+: )", "", lines[-1])  # the folder that libllama was built in
-    return f"{how}: {last[:LINE_CHARS]}"

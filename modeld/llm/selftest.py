@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import json
 import math
 import os
 import signal
@@ -26,6 +25,7 @@ from typing import Any
 from modeld.errors import ModeldError
 from modeld.llm import libllama as C
 from modeld.llm.libllama import Library, load_library
+from modeld.llm.reference import Reference
 
 REFERENCE = Path(__file__).resolve().parents[2] / "models" / "selftest.json"
 LIMIT_S = 120
@@ -36,23 +36,11 @@ class SelfTestError(Exception):
     """The library must not be used; the message says what it did. Told to who builds, never to a client."""
 
 
-@dataclass(frozen=True, slots=True)
-class Reference:
-    model: Path
-    tokens: list[int]
-    logits: list[float]  # after the last token, one for each entry of the vocabulary
-    max_abs_diff: float
-
-    @classmethod
-    def read(cls, path: Path) -> Reference:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return cls(path.parent / values["model"], values["tokens"], values["logits"], values["max_abs_diff"])
-
-
-def check(library: Path, reference: Reference) -> float:
+def check(library: Path, reference: Reference, *, on_one_thread: bool = False) -> float:
     """The largest difference from the stored logits, which is within bounds.
 
-    A batch goes through the matrix kernels, a single token through the vector kernels: both are asked. Raises SelfTestError.
+    A batch goes through the matrix kernels, a single token through the vector kernels: both are asked. `on_one_thread` waits
+    for no other, however busy the host is. Raises SelfTestError.
     """
     lib = load_library(library)
     lines: list[str] = []
@@ -62,12 +50,12 @@ def check(library: Path, reference: Reference) -> float:
     worst = 0.0
     try:
         for n_single in (0, N_SINGLE):
-            got = decode(lib, reference, n_single)
+            got = decode(lib, reference, n_single, on_one_thread)
             differences = [abs(a - b) for a, b in zip(got, reference.logits, strict=True)]
             worst = max(worst, *(math.inf if math.isnan(d) else d for d in differences))
             if not worst <= reference.max_abs_diff:
                 raise SelfTestError(
-                    f"decoding {reference.model.name}, {n_single} of {len(reference.tokens)} tokens one at a time, gives logits"
+                    f"decoding {reference.name}, {n_single} of {len(reference.tokens)} tokens one at a time, gives logits"
                     f" that are off by {worst:.3g} (allowed: {reference.max_abs_diff:.3g})"
                 )
     except SelfTestError:
@@ -78,13 +66,13 @@ def check(library: Path, reference: Reference) -> float:
     return worst
 
 
-def decode(lib: Library, reference: Reference, n_single: int) -> list[float]:
+def decode(lib: Library, reference: Reference, n_single: int, on_one_thread: bool) -> list[float]:
     """The logits after the last token, in a new context: one batch, then the last `n_single` tokens one at a time."""
-    with opened(lib, reference) as context:
+    with opened(lib, reference, on_one_thread) as context:
         vocab = lib.llama_model_get_vocab(context.model)
         n_vocab = lib.llama_vocab_n_tokens(vocab)
         if n_vocab != len(reference.logits):
-            raise SelfTestError(f"{reference.model.name} has {n_vocab} tokens, the reference {len(reference.logits)} logits")
+            raise SelfTestError(f"{reference.name} has {n_vocab} tokens, the reference {len(reference.logits)} logits")
         head = len(reference.tokens) - n_single
         for start, end in [(0, head), *((i, i + 1) for i in range(head, len(reference.tokens)))]:
             tokens = reference.tokens[start:end]
@@ -111,7 +99,7 @@ class Opened:
 
 
 @contextmanager
-def opened(lib: Library, reference: Reference) -> Iterator[Opened]:
+def opened(lib: Library, reference: Reference, on_one_thread: bool) -> Iterator[Opened]:
     model = lib.llama_model_load_from_file(os.fsencode(reference.model), lib.llama_model_default_params())
     if not model:
         raise SelfTestError(f"{reference.model} could not be loaded")
@@ -119,17 +107,19 @@ def opened(lib: Library, reference: Reference) -> Iterator[Opened]:
         params = lib.llama_context_default_params()
         params.n_ctx = params.n_batch = params.n_ubatch = max(256, len(reference.tokens))
         cores = [core for core in sorted(os.sched_getaffinity(0)) if core < C.GGML_MAX_N_THREADS]
-        params.n_threads = params.n_threads_batch = len(cores)
+        params.n_threads = params.n_threads_batch = 1 if on_one_thread else len(cores)
         context = lib.llama_init_from_model(model, params)
         if not context:
-            raise SelfTestError(f"no context could be made for {reference.model.name}")
-        pool = pinned_pool(lib, cores)
-        lib.llama_attach_threadpool(context, pool, pool)
+            raise SelfTestError(f"no context could be made for {reference.name}")
+        pool = None if on_one_thread else pinned_pool(lib, cores)
+        if pool is not None:
+            lib.llama_attach_threadpool(context, pool, pool)
         try:
             yield Opened(model, context)
         finally:
             lib.llama_free(context)
-            lib.ggml_threadpool_free(pool)
+            if pool is not None:
+                lib.ggml_threadpool_free(pool)
     finally:
         lib.llama_model_free(model)
 

@@ -31,7 +31,7 @@ class Stamp:
     llama_commit: str
     llama_h_sha256: str
     flags: dict[str, str]  # compiler, build type, backends, options of ggml, the AMX mend (cmake/Flags.cmake)
-    cpu_flags: list[str]  # instructions that the library may use; empty when it was not built for the building host's CPU alone
+    cpu_flags: list[str]  # instructions that the library may use: the building host's, or the variant's; empty: not known
     library_sha256: str
     layout_sha256: str  # of the C file by which the compiler checked the binding (modeld.llm.abi)
 
@@ -82,12 +82,16 @@ def check_binding(stamp: Stamp, *, where: str) -> None:
 
 def check_cpu(stamp: Stamp, *, where: str) -> None:
     """A library built for another CPU ends the process at its first unknown instruction."""
-    lacking = sorted(set(stamp.cpu_flags) - set(cpu_flags())) if stamp.cpu_flags else []
-    if lacking:
+    if missing := lacking(stamp):
         raise LibraryMismatch(
-            f"{where} was built for a CPU with {', '.join(lacking)}, which this host's lacks; build it here, or for every"
+            f"{where} was built for a CPU with {', '.join(missing)}, which this host's lacks; build it here, or for every"
             ' CPU of its kind: make build CMAKE_FLAGS="-DGGML_NATIVE=OFF"'
         )
+
+
+def lacking(stamp: Stamp) -> list[str]:
+    """The instructions that the library may use and this host's CPU does not name; in vain where Linux names none."""
+    return sorted(set(stamp.cpu_flags) - set(cpu_flags())) if stamp.cpu_flags else []
 
 
 def check_library(stamp: Stamp, digest: str, *, where: str) -> None:
@@ -99,13 +103,15 @@ def check_library(stamp: Stamp, digest: str, *, where: str) -> None:
 
 
 def write(library: Path, *, llama_h: Path, layout_check: Path, flags: dict[str, str]) -> Stamp:
-    """Stamps a library that has just passed its self-test."""
+    """Stamps a library that has just passed its self-test. Of a variant's flags, `needs` becomes cpu_flags."""
     header = digest_of(llama_h)
+    needs = flags.get("needs", "").split()
+    native = cpu_flags() if flags.get("GGML_NATIVE") == "ON" else []
     stamp = Stamp(
         llama_commit=LLAMA_COMMIT if header == LLAMA_H_SHA256 else UNKNOWN_COMMIT,
         llama_h_sha256=header,
-        flags=flags,
-        cpu_flags=cpu_flags() if flags.get("GGML_NATIVE") == "ON" else [],
+        flags={name: value for name, value in flags.items() if name != "needs"},
+        cpu_flags=sorted(needs) or native,
         library_sha256=digest_of(library),
         layout_sha256=digest_of(layout_check),
     )

@@ -44,9 +44,12 @@ def main(order: str) -> None:
 
     from modeld.errors import ModeldError
     from modeld.llm.adapter import DecodeFatal, DecodeInvalid, NoKvRoom
+    from modeld.llm.backend import open_backend
+    from modeld.llm.variants import trusted
 
     logging.disable(logging.WARNING)  # the last line on stderr should be about what ended the process
     try:
+        open_backend(trusted(values["variant"]))
         found = attempt(values["spec"])
     except (ModeldError, DecodeFatal, DecodeInvalid, NoKvRoom) as error:
         found = {"ok": False, "reason": str(error)}
@@ -56,7 +59,7 @@ def main(order: str) -> None:
     os._exit(0)
 
 
-def settle(parent_pid: int, memory_limit_bytes: int | None) -> None:
+def settle(parent_pid: int, memory_limit_bytes: int | None, niceness: int = NICENESS) -> None:
     """Die with the parent, leave no core, take little. What a sandbox forbids is left out."""
     prctl = ctypes.CDLL(None).prctl
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -65,7 +68,7 @@ def settle(parent_pid: int, memory_limit_bytes: int | None) -> None:
     prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # a handler that cores are piped to does not heed RLIMIT_CORE (core(5))
     signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the daemon takes SIGTERM by sigwait, and blocks are inherited
     with suppress(OSError):
-        os.nice(NICENESS)
+        os.nice(niceness)
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000", "ascii")
     limits = {resource.RLIMIT_CORE: 0, resource.RLIMIT_STACK: STACK_BYTES}
