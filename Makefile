@@ -95,6 +95,11 @@ build/fetched: third_party/llama.cpp.lock scripts/fetch_llama.py scripts/sdist.p
 	@$(PY) -m scripts.fetch_llama $(if $(SDIST),--sdist "$(SDIST)")
 	@touch $@
 
+# A library for each kind of CPU, best first (modeld/llm/variants.py); all of them in one tree, which compiles once what they share.
+VARIANTS ?= x86-64-amx x86-64-v4 x86-64-v3 x86-64-v2
+UNTESTED ?=
+SPACE := $(subst ,, )
+
 .PHONY: build library
 build: library bin/modeld ## build build/libllama.so and bin/modeld, one executable file
 
@@ -115,11 +120,33 @@ build/configured: build/cmake-flags build/fetched CMakeLists.txt $(wildcard cmak
 	@touch $@
 
 # Built, then tested in a process of its own, and stamped only then: the loader refuses a library without its stamp.
-$(STAMP): build/configured modeld/llm/libllama.py modeld/llm/abi.py modeld/llm/selftest.py modeld/llm/stamp.py models/selftest.json
+$(STAMP): build/configured modeld/llm/libllama.py modeld/llm/abi.py modeld/llm/selftest.py modeld/llm/reference.py modeld/llm/stamp.py models/selftest.json
 	@rm -f $@
 	@$(CMAKE) --build build --target libllama --parallel $(JOBS)
 	@$(PY) -m modeld.llm.selftest $(LIBRARY)
 	@$(PY) -m modeld.llm.stamp $(LIBRARY) --llama-h $(TREE)/include/llama.h --layout-check build/layout_check.c --flags build/libllama.flags
+
+build/variants-flags: force | build/fetched
+	@echo '$(CMAKE) $(CMAKE_GENERATOR) $(VARIANTS) $(CMAKE_FLAGS)' | cmp -s - $@ || echo '$(CMAKE) $(CMAKE_GENERATOR) $(VARIANTS) $(CMAKE_FLAGS)' > $@
+
+build/variants/configured: build/variants-flags build/fetched CMakeLists.txt $(wildcard cmake/*) $(filter-out /%,$(CMAKE)) | $(VENV)/runtime
+	@mkdir -p $(@D)
+	@grep -qsF 'CMAKE_GENERATOR:INTERNAL=$(CMAKE_GENERATOR)' $(@D)/CMakeCache.txt || rm -rf $(@D)/CMakeCache.txt $(@D)/CMakeFiles
+	@echo "configuring $(VARIANTS)"
+	@$(CMAKE) -S . -B $(@D) -DPython3_EXECUTABLE="$(abspath $(PY))" '-DMODELD_VARIANTS=$(subst $(SPACE),;,$(strip $(VARIANTS)))' $(CMAKE_FLAGS) \
+		> build/variants/cmake.log 2>&1 || { tail -n 40 build/variants/cmake.log >&2; exit 1; }
+	@rm -rf build/release
+	@touch $@
+
+# As above: tested, then stamped.
+build/release/%/libllama.stamp.json: build/variants/configured modeld/llm/libllama.py modeld/llm/abi.py modeld/llm/selftest.py \
+		modeld/llm/reference.py modeld/llm/stamp.py models/selftest.json scripts/variant.py
+	@$(CMAKE) --build build/variants --target libllama-$* --parallel $(JOBS)
+	@$(PY) -m scripts.variant build/variants/$* $(@D) --llama-h $(TREE)/include/llama.h \
+		--layout-check build/variants/layout_check.c $(if $(UNTESTED),--untested)
+
+.PHONY: release
+release: $(VARIANTS:%=build/release/%/libllama.stamp.json) ## build a library for each kind of CPU into build/release/; VARIANTS="x86-64-v3 ..."
 
 bin/modeld: $(STAMP) scripts/bundle.py $(shell find modeld -name '*.py' -o -name '*.json') | $(VENV)/runtime
 	@$(PY) scripts/bundle.py $@

@@ -27,7 +27,7 @@ void load(unsigned short value) {
     endif()
     set(flags -fno-tree-dse -fno-dse)
     set_source_files_properties("${LLAMA_DIR}/ggml/src/ggml-cpu/amx/mmq.cpp" TARGET_DIRECTORY ggml-cpu
-        PROPERTIES COMPILE_OPTIONS "${flags}")
+        DIRECTORY "${CMAKE_SOURCE_DIR}" PROPERTIES COMPILE_OPTIONS "${flags}")
     list(JOIN flags " " flags)
     message(STATUS "this compiler drops stores before ldtilecfg; amx/mmq.cpp gets ${flags}")
     set(${variable} "${flags}" PARENT_SCOPE)

@@ -1,5 +1,5 @@
-# write_flags(NAME=VALUE...): what the library is built with, for the stamp: a line NAME=VALUE for each flag.
-function (write_flags)
+# write_flags(FILE NAME=VALUE...): what a library is built with, for its stamp: a line NAME=VALUE for each flag.
+function (write_flags file)
     static_libraries_below("${LLAMA_DIR}/ggml/src" backends)
     list(FILTER backends EXCLUDE REGEX "^ggml(-base)?$")
     list(JOIN backends " " backends)
@@ -15,5 +15,5 @@ function (write_flags)
     endforeach()
     list(SORT lines)
     list(JOIN lines "\n" text)
-    file(WRITE "${CMAKE_BINARY_DIR}/libllama.flags" "${text}\n")
+    file(WRITE "${file}" "${text}\n")
 endfunction()

@@ -30,5 +30,4 @@ function (check_layout target)
     target_include_directories(layout_check PRIVATE "${LLAMA_DIR}/include" "${LLAMA_DIR}/ggml/include")
     # First: an edit of the table is told in a tenth of a second, not after the library.
     add_dependencies(${target} layout_check)
-    add_dependencies(llama layout_check)
 endfunction()

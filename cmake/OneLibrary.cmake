@@ -24,13 +24,20 @@ function (one_library name)
     # ggml, ggml-base, ggml-cpu, and ggml-cuda, ggml-vulkan, ... when they are switched on
     static_libraries_below("${LLAMA_DIR}/ggml/src" archives)
     list(PREPEND archives llama)
+    shared_library(${name} "${CMAKE_BINARY_DIR}" ${archives})
+    target_link_libraries(${name} PRIVATE llama)
+    set_target_properties(${name} PROPERTIES EXCLUDE_FROM_ALL OFF)
+endfunction()
 
+# shared_library(NAME FOLDER ARCHIVE...): the archives whole in FOLDER/libllama.so. What else they need is for the caller to link.
+function (shared_library name folder)
+    set(archives ${ARGN})
     file(CONFIGURE OUTPUT "${CMAKE_BINARY_DIR}/libllama.cpp" CONTENT "// CMake wants a source file; everything is in the archives.\n")
-    add_library(${name} SHARED "${CMAKE_BINARY_DIR}/libllama.cpp")
+    add_library(${name} SHARED EXCLUDE_FROM_ALL "${CMAKE_BINARY_DIR}/libllama.cpp")
     set_target_properties(${name} PROPERTIES
         OUTPUT_NAME llama
         LINKER_LANGUAGE CXX
-        LIBRARY_OUTPUT_DIRECTORY "${CMAKE_BINARY_DIR}")
+        LIBRARY_OUTPUT_DIRECTORY "${folder}")
     add_dependencies(${name} ${archives})
 
     if (APPLE)
@@ -49,6 +56,4 @@ function (one_library name)
             "-Wl,--version-script=${exports}" -Wl,-z,now -Wl,-z,noexecstack)
         set_target_properties(${name} PROPERTIES LINK_DEPENDS "${exports}")
     endif()
-    target_link_libraries(${name} PRIVATE llama)
-    set_target_properties(${name} PROPERTIES EXCLUDE_FROM_ALL OFF)
 endfunction()

@@ -253,7 +253,7 @@ def make(*args: str) -> str:
 
 def test_make_help_lists_every_target_for_people() -> None:
     described = set(re.findall(r"^  make (\w+)", make("help"), re.MULTILINE))
-    assert described == {"help", "fetch", "build", "run", "test", "soak", "fuzz", "lint", "tidy", "bench", "clean"}
+    assert described == {"help", "fetch", "build", "run", "test", "soak", "fuzz", "lint", "tidy", "bench", "release", "clean"}
     assert make() == make("help")
 
 
