@@ -1,0 +1,103 @@
+"""A release whose best library this CPU does not run serves with the next best, and says so."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import signal
+import subprocess
+import sys
+import urllib.request
+import zipfile
+from pathlib import Path
+
+import pytest
+from daemon import DEADLINE_S, ROOT, Daemon, demo_config, kept_beside
+from faulty import put
+
+from modeld.llm import variants
+
+pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="the code that is written into the library is x86-64's")
+
+
+@pytest.fixture(scope="module")
+def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("set")
+    put(folder, "x86-64-amx", "illegal")
+    put(folder, "x86-64-v3")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one_file(libraries: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("bin") / "modeld"
+    subprocess.run([sys.executable, ROOT / "scripts" / "bundle.py", target, "--libraries", libraries], check=True)
+    return target
+
+
+def environ(config: Path, **more: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if name not in ("MODELD_LIBRARY", variants.FORCE)}
+    return {**kept, **kept_beside(config), **more}
+
+
+def chosen(daemon: Daemon) -> dict[str, object]:
+    """The log line about the library."""
+    return daemon.wait_line(lambda line: line.get("msg") == "library")
+
+
+def test_the_next_best_serves_and_is_remembered_until_a_process_dies(one_file: Path, tmp_path: Path) -> None:
+    config = demo_config(tmp_path)
+    command, env = (sys.executable, str(one_file)), environ(config)
+    with Daemon(config, command=command, env=env) as daemon:
+        line = chosen(daemon)
+        assert line["variant"] == "x86-64-v3"
+        assert line["chosen"] == "the first that computes right"
+        assert line["passed_over"] == "x86-64-amx: died by SIGILL"
+        assert isinstance(line["choice_ms"], int)
+        daemon.wait_ready()  # the process that tried the model had the same library
+        assert daemon.complete(max_tokens=8)["choices"][0]["text"]
+        with urllib.request.urlopen(f"{daemon.url}/metrics", timeout=DEADLINE_S) as answer:
+            metrics = answer.read().decode()
+        assert re.search(r'^modeld_build_info\{[^}]*cpu_variant="x86-64-v3"[^}]*\} 1$', metrics, re.MULTILINE)
+
+    daemon = Daemon(config, command=command, env=env)
+    line = chosen(daemon)
+    assert (line["variant"], line["chosen"]) == ("x86-64-v3", "remembered")
+    assert "passed_over" not in line
+    assert daemon.stop(signal.SIGKILL) == -signal.SIGKILL
+
+    with Daemon(config, command=command, env=env) as daemon:
+        assert chosen(daemon)["chosen"] == "the first that computes right"
+
+
+def test_one_that_is_named_and_does_not_run_is_a_failure_to_start(one_file: Path, tmp_path: Path) -> None:
+    config = demo_config(tmp_path)
+    done = subprocess.run(
+        [sys.executable, one_file, "serve", "--config", config, "--port", "0"],
+        env=environ(config, MODELD_CPU_VARIANT="x86-64-amx"),
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "MODELD_CPU_VARIANT names a library that does not run here: x86-64-amx: died by SIGILL" in done.stderr
+
+
+def test_a_wheel_chooses_from_the_set_beside_its_modules(libraries: Path, tmp_path: Path) -> None:
+    command = (sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, ROOT)
+    subprocess.run(command, env=os.environ | {"MODELD_LIBRARIES": str(libraries)}, capture_output=True, check=True)
+    [wheel] = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    package = tmp_path / "site" / "modeld"
+    assert not (package / "libllama.so").exists()
+    config = demo_config(tmp_path)
+    env = environ(config, PYTHONPATH=str(tmp_path / "site"))
+    with Daemon(config, command=(sys.executable, "-m", "modeld"), env=env) as daemon:
+        line = chosen(daemon)
+        assert (line["variant"], line["passed_over"]) == ("x86-64-v3", "x86-64-amx: died by SIGILL")
+        assert line["path"] == str(package / "libraries" / "x86-64-v3" / "libllama.so")
+        daemon.wait_ready()
+        assert daemon.complete(max_tokens=8)["choices"][0]["text"]
