@@ -30,6 +30,20 @@ ENVIRONMENT = (
     "Order: flag, environment, file, default. Exit status: 0 clean stop, 1 failure, 2 usage, 78 bad configuration."
 )
 
+SHELLS = ("bash", "zsh", "fish")
+
+COMPLETION = (
+    "Prints a script that completes commands, flags, values and files, and the ids of models and ops as the daemon has them that "
+    "the line is for. For one session: `source <(modeld completion bash)`, the same in zsh, `modeld completion fish | source`. "
+    "For good, as a file: modeld below ~/.local/share/bash-completion/completions, _modeld in a folder of zsh's fpath, "
+    "modeld.fish below ~/.config/fish/completions. Exit status: 0."
+)
+
+MANUAL = (
+    "Shows a page, on a terminal through man. `--output` writes modeld.1, a page for each command and modeld.yaml.5, the same "
+    "bytes each time. Exit status: 0, 1 if they cannot be written, 2 if there is no such page."
+)
+
 
 def parser() -> argparse.ArgumentParser:
     """Of the whole program. `parse_args` gives a namespace with `command`, a name in COMMANDS, and what that command takes."""
@@ -74,6 +88,19 @@ def _add_verify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model_ids", nargs="*", metavar="MODEL_ID", help="the models to look at (default: all)")
 
 
+def _add_completion(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("shell", choices=SHELLS, help="whose completion")
+
+
+def _add_manual(parser: argparse.ArgumentParser) -> None:
+    where = parser.add_mutually_exclusive_group()
+    pages = ("modeld", *(command.name for command in COMMANDS), "modeld.yaml")
+    where.add_argument(
+        "page", nargs="?", metavar="PAGE", choices=pages, help="modeld, a command, or modeld.yaml (default: modeld)"
+    )
+    where.add_argument("--output", type=Path, metavar="DIR", help="write all pages into this folder, as man takes them")
+
+
 def _hosts(text: str) -> str:
     try:
         return ",".join(parse_host(part.strip()) for part in text.split(","))
@@ -97,4 +124,12 @@ COMMANDS = (
         "modeld.check:run_verify",
         _add_verify,
     ),
+    Command(
+        "completion",
+        "print the completion of the command line for a shell",
+        "modeld.cli.completion:run",
+        _add_completion,
+        COMPLETION,
+    ),
+    Command("manual", "show a manual page, or write all of them", "modeld.cli.manual:run", _add_manual, MANUAL),
 )

@@ -302,7 +302,12 @@ MODEL_KEYS: tuple[Key, ...] = (
     Key("flash_attn", _choice("auto", "on", "off"), "auto", "Flash attention."),
     Key("load_mode", _choice("auto", "mmap", "mlock", "none"), "auto", "How the file comes into memory; none: it is read."),
     Key("chat_template", _or_null(_text(65536)), "null", "Jinja, or the name of a template in llama.cpp; null: the model's own."),
-    Key("embeddings", _choice("auto", "on", "off"), "auto", "`on`: it gives embeddings; `off`: it generates; `auto`: as below."),
+    Key(
+        "embeddings",
+        _choice("auto", "on", "off"),
+        "auto",
+        "`on`: it gives embeddings; `off`: it generates; `auto`: as `pooling`, the file and its attention say.",
+    ),
     Key(
         "pooling", _or_null(_choice(*POOLINGS)), "null", "How the vectors of an input's tokens become one; null: the model's own."
     ),

@@ -79,6 +79,17 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     # 5
     "modeld.app": ("modeld.exits", "modeld.arguments"),
+    "modeld.cli.page": (),
+    "modeld.cli.commandtree": (),
+    "modeld.cli.manual": (
+        "modeld.arguments",
+        "modeld.exits",
+        "modeld.config",
+        "modeld.settings",
+        "modeld.cli.page",
+        "modeld.cli.commandtree",
+    ),
+    "modeld.cli.completion": ("modeld.arguments", "modeld.exits", "modeld.cli.commandtree"),
     "modeld.arguments": ("modeld.addresses", "modeld.llm.libllama"),
     "modeld.exits": (),
     "modeld.serving": ("modeld.",),
