@@ -39,12 +39,12 @@ def made_up() -> argparse.ArgumentParser:
     rivals.add_argument("--wait", action="store_true", help="wait")
     rivals.add_argument("--no-wait", action="store_true", help="do not")
     one.add_argument("-v", "--verbose", action="count", help="more")
-    one.add_argument("model_id", metavar="MODEL_ID")
+    one.add_argument("model_id", metavar="ID")
     several = commands.add_parser("verify", help="several")
     several.add_argument("model_ids", metavar="MODEL_ID", nargs="*")
     nested = commands.add_parser("op", help="one of them").add_subparsers(metavar="WHAT")
     cancel = nested.add_parser("cancel", help="end it")
-    cancel.add_argument("op_id", metavar="OP_ID")
+    cancel.add_argument("op_id", metavar="ID")
     cancel.add_argument("how", choices=("soon", "now"))
     return program
 

@@ -23,16 +23,19 @@ class Takes(enum.Enum):
     OP = "ops"
 
 
-# By the name that a value has in the usage. The last word counts, so CONFIG_FILE is a file.
+# By the name that a value has in the usage, of which the last word counts: CONFIG_FILE is a file.
 BY_NAME = {
     "FILE": Takes.FILE,
     "PATH": Takes.FILE,
     "DIR": Takes.FOLDER,
     "FOLDER": Takes.FOLDER,
-    "MODEL": Takes.MODEL,
-    "MODEL_ID": Takes.MODEL,
-    "OP": Takes.OP,
-    "OP_ID": Takes.OP,
+}
+# By the name that it has in the namespace.
+BY_DEST = {
+    "model": Takes.MODEL,
+    "model_id": Takes.MODEL,
+    "model_ids": Takes.MODEL,
+    "op_id": Takes.OP,
 }
 
 
@@ -148,8 +151,8 @@ def _value(action: argparse.Action) -> Value:
         choices = tuple(str(choice) for choice in action.choices)
         return Value(metavar or "|".join(choices), Takes.CHOICE, choices)
     name = metavar or action.dest.upper()
-    takes = BY_NAME.get(name) or BY_NAME.get(name.rpartition("_")[2]) or (Takes.FILE if action.type is Path else Takes.TEXT)
-    return Value(name, takes)
+    takes = BY_DEST.get(action.dest) or BY_NAME.get(name.rpartition("_")[2])
+    return Value(name, takes or (Takes.FILE if action.type is Path else Takes.TEXT))
 
 
 def _help(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
