@@ -12,6 +12,7 @@ from modeld.arguments import COMMANDS
 from modeld.config import ENVIRONMENT
 from modeld.httpapi.router import ROUTES, Route
 from modeld.reload import LIVE_SERVER_KEYS
+from modeld.settings import LIMIT_KEYS, MODEL_KEYS, SERVER_KEYS, SWITCHING_KEYS
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -126,3 +127,26 @@ def test_every_key_that_a_reload_takes_over_is_told() -> None:
 def test_every_route_is_in_the_readme(route: Route) -> None:
     path = route.path.replace("/v1/models/{model_id}", "/v1/models/{id}")
     assert re.search(rf"^\|[^|]*[` ]{re.escape(path)}[` ]", README, re.MULTILINE)
+
+
+# -- from llama-server to modeld
+
+
+RECIPES = (ROOT / "docs" / "recipes.md").read_text()
+FROM_LLAMA_SERVER = RECIPES.split("## From llama-server")[1].split("\n## ")[0]
+KEYS = {"server": SERVER_KEYS, "switching": SWITCHING_KEYS, "limits": LIMIT_KEYS, "models": MODEL_KEYS}
+OWN_KEYS = {"name", "quant", "family", "max_step_ms", "sha256"}  # which llama-server has nothing like
+
+
+def test_every_key_of_a_model_that_llama_server_has_too_is_in_the_recipe() -> None:
+    told = set(re.findall(r"^\| `[^|]+ \| `([a-z_]+)` \|", FROM_LLAMA_SERVER, re.MULTILINE))
+    assert told == {key.name for key in MODEL_KEYS} - OWN_KEYS
+    known = {f"{section}.{key.name}" for section, keys in KEYS.items() for key in keys}
+    assert set(re.findall(r"`((?:server|switching)\.[a-z_]+)`", RECIPES)) <= known
+
+
+def test_the_recipe_names_flags_that_the_pinned_llama_server_has() -> None:
+    source = (ROOT / "third_party" / "llama.cpp" / "common" / "arg.cpp").read_text()
+    flags = set(re.findall(r"`(--?[a-zA-Z][a-z-]*)`", FROM_LLAMA_SERVER)) - {"--host", "--port"}
+    assert len(flags) > 40
+    assert not [flag for flag in flags if f'"{flag}"' not in source]
