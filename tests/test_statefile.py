@@ -165,6 +165,16 @@ def test_sync_brings_file_and_folder_to_the_disk(folder: Path) -> None:
         assert state.problem is None
 
 
+def test_a_folder_that_is_a_link_keeps_its_state(folder: Path, tmp_path: Path) -> None:
+    """systemd's StateDirectory= with DynamicUser=: /var/lib/modeld leads to /var/lib/private/modeld."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "link").symlink_to(folder)
+    with opened(tmp_path / "link") as state:
+        state.loaded("a", A, "/models/a")
+        state.sync()
+        assert state.problem is None
+
+
 # -- two daemons
 
 

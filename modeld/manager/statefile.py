@@ -141,8 +141,9 @@ class StateFile:
         if folder is None or self.problem is not None:
             return
         try:
-            for path in (folder / FILE, folder):
-                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            # The folder may be a link: with DynamicUser= systemd makes it one, from /var/lib to /var/lib/private.
+            for path, kind in ((folder / FILE, os.O_NOFOLLOW | os.O_NONBLOCK), (folder, os.O_DIRECTORY)):
+                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | kind)
                 try:
                     os.fsync(descriptor)
                 finally:
