@@ -28,7 +28,7 @@ from modeld.llm import variants
 from modeld.llm.backend import Backend, open_backend
 from modeld.logwriter import LogWriter
 from modeld.manager.journal import Journal
-from modeld.manager.manager import Manager
+from modeld.manager.manager import CLOSE_TIMEOUT_S, Manager
 from modeld.manager.statefile import StateFile, state_folder
 from modeld.metrics import Family, Registry, by_label, counter
 from modeld.notify import Notifier
@@ -44,6 +44,8 @@ log = logging.getLogger("modeld")
 # The engine thread must win the interpreter lock back after each decode: with one busy Python thread beside it that takes
 # 6 ms at the default interval of 5 ms, 0.5 ms at 0.2 ms (facts/llama.md, "Threads and the interpreter lock").
 SWITCH_INTERVAL_S = 0.0005
+
+_SPARE_S = 10.0  # for threads that are joined, and connections that have to be cut
 
 
 def serve(source: ConfigSource, config: Config, signals: Signals, writer: LogWriter) -> bool:
@@ -97,7 +99,8 @@ def serve(source: ConfigSource, config: Config, signals: Signals, writer: LogWri
     registry.collect(ProcessFigures())
     watch = ConfigWatch(source.path, reloader.follow, since=source.stamp)
     notifier = Notifier(os.environ)
-    watchdog = Watchdog(manager.heartbeats, notifier.alive, (notifier.watchdog_s or 2 * config.server.stuck_after_s) / 2)
+    look_every_s = (notifier.watchdog_s or 2 * config.server.stuck_after_s) / 2
+    watchdog = Watchdog(manager.heartbeats, notifier.alive, look_every_s)
 
     def follow() -> None:
         notifier.reloading()
@@ -132,7 +135,7 @@ def serve(source: ConfigSource, config: Config, signals: Signals, writer: LogWri
             watch.start()
         watchdog.start()
         reason = signals.wait(follow)
-        notifier.stopping()
+        notifier.stopping(stop_takes_s(config.server), 2 * look_every_s)
         stop(manager, server, reason, delay_s=config.server.stop_delay_s, timeout_s=config.server.stop_timeout_s)
     finally:
         watch.close()
@@ -164,6 +167,12 @@ def stop(manager: Manager, server: HttpServer, reason: str, *, delay_s: float, t
     manager.begin_stop()
     if not manager.drain(timeout_s):
         log.warning("%d requests did not end within %g s (server.stop_timeout_s) and are cut", manager.n_open(), timeout_s)
+
+
+def stop_takes_s(server: ServerConfig) -> float:
+    """The most that a stop takes from the signal to the end of the process, with some to spare."""
+    closing_s = CLOSE_TIMEOUT_S + server.send_timeout_s + server.linger_s
+    return server.stop_delay_s + server.stop_timeout_s + closing_s + _SPARE_S
 
 
 def unix_socket_of(server: ServerConfig) -> UnixSocket | None:

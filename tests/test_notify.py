@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import resource
 import signal
 import socket
@@ -16,10 +17,11 @@ from pathlib import Path
 
 import pytest
 
+from modeld import notify
 from modeld.errors import ModelSwitched
 from modeld.heartbeat import Heartbeat, Pulse
 from modeld.notify import Notifier, status_text
-from modeld.types import OpError, OpState, State, Status, SwitchOp
+from modeld.types import OpError, OpState, Phase, State, Status, Step, SwitchOp
 from modeld.watchdog import Watchdog
 from tests.daemon import Daemon, demo_config
 from tests.engine.test_engine import open_fake
@@ -90,8 +92,8 @@ def test_each_message_is_a_datagram_of_its_lines(systemd: Manager, notifier: Not
     assert before <= int(usec.removeprefix("MONOTONIC_USEC=")) / 1e6 + 1e-6 <= time.monotonic() + 1e-6
     notifier.alive()
     assert systemd.next() == ["WATCHDOG=1"]
-    notifier.stopping()
-    assert systemd.next() == ["STOPPING=1", "STATUS=stopping"]
+    notifier.stopping(300, 60)
+    assert systemd.next() == ["STOPPING=1", "STATUS=stopping", "EXTEND_TIMEOUT_USEC=60000000"]
 
 
 def test_the_same_status_is_told_once(systemd: Manager, notifier: Notifier) -> None:
@@ -105,6 +107,103 @@ def changed(**changes: object) -> Status:
     return replace(STATUS, **changes)  # type: ignore[arg-type]
 
 
+def running(target: str | None, **changes: object) -> SwitchOp:
+    return replace(SwitchOp("op-1", target, OpState.RUNNING, queued_at=1.0), **changes)  # type: ignore[arg-type]
+
+
+def loading(pct: int, step: Step = Step.MMAP) -> Status:
+    return changed(state=State.LOADING, current_model=None, op=running("qwen", step=step, pct=pct))
+
+
+def test_percents_are_told_now_and_then_and_all_else_at_once(
+    systemd: Manager, notifier: Notifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    notifier.status(loading(0))
+    assert systemd.next() == ["STATUS=loading qwen 0 % (mmap)"]
+    for pct in range(1, 50):
+        now += 0.01
+        notifier.status(loading(pct))
+    assert systemd.hears_nothing()
+    now += 0.02
+    notifier.status(loading(50))
+    assert systemd.next() == ["STATUS=loading qwen 50 % (mmap)"]
+    notifier.status(loading(60))
+    notifier.status(loading(0, Step.WARMUP))
+    assert systemd.next() == ["STATUS=loading qwen 0 % (warmup)"]
+    notifier.status(STATUS)
+    assert systemd.next() == ["STATUS=tiny:q8 answers"]
+
+
+def test_a_status_that_was_held_back_comes_with_the_next_sign_of_life(systemd: Manager, notifier: Notifier) -> None:
+    notifier.status(loading(0))
+    notifier.status(loading(9))
+    assert systemd.next() == ["STATUS=loading qwen 0 % (mmap)"]
+    notifier.alive()
+    assert systemd.next() == ["WATCHDOG=1", "STATUS=loading qwen 9 % (mmap)"]
+    notifier.alive()
+    assert systemd.next() == ["WATCHDOG=1"]
+
+
+def fill(notifier: Notifier, caplog: pytest.LogCaptureFixture) -> None:
+    """Send until the service manager's socket takes no more."""
+    caplog.clear()
+    while not caplog.records:
+        notifier.alive()
+
+
+def test_that_it_listens_is_heard_when_the_queue_was_full(
+    systemd: Manager, notifier: Notifier, caplog: pytest.LogCaptureFixture
+) -> None:
+    """systemd ends a service that does not say so in time. The queue is full for a moment when many services start at once."""
+    fill(notifier, caplog)
+    with ThreadPoolExecutor(1) as pool:
+        ready = pool.submit(notifier.ready)
+        systemd.until("READY=1")
+        ready.result(DEADLINE_S)
+    assert len(caplog.records) == 1
+
+
+def test_a_queue_that_stays_full_is_waited_for_no_longer_than_that(
+    systemd: Manager, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notify, "WAIT_S", 1)
+    notifier = Notifier({"NOTIFY_SOCKET": systemd.name})
+    fill(notifier, caplog)
+    notifier.ready()
+    assert "does not hear READY=1" in caplog.records[-1].getMessage()
+    fill(notifier, caplog)
+    notifier.status(STATUS)  # does not wait, and is told later
+    assert len(caplog.records) == 2
+    while not systemd.hears_nothing():
+        pass
+    notifier.alive()
+    assert systemd.next() == ["WATCHDOG=1", "STATUS=tiny:q8 answers"]
+    notifier.close()
+
+
+def test_a_stop_asks_for_time_while_it_goes_on_and_not_past_its_end(
+    systemd: Manager, notifier: Notifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    notifier.alive()
+    assert systemd.next() == ["WATCHDOG=1"]
+    notifier.stopping(100, 60)
+    assert systemd.next()[2:] == ["EXTEND_TIMEOUT_USEC=60000000"]
+    notifier.status(changed(stopping=True))  # known
+    now += 30
+    notifier.alive()
+    assert systemd.next() == ["WATCHDOG=1", "EXTEND_TIMEOUT_USEC=60000000"]
+    now += 30
+    notifier.alive()
+    assert systemd.next() == ["WATCHDOG=1", "EXTEND_TIMEOUT_USEC=40000000"]
+    now += 40
+    notifier.alive()
+    assert systemd.next() == ["WATCHDOG=1"]
+
+
 @pytest.mark.parametrize(
     ("status", "text"),
     [
@@ -115,6 +214,15 @@ def changed(**changes: object) -> Status:
             changed(state=State.LOADING, current_model=None, op=SwitchOp("op-1", "other", OpState.RUNNING, queued_at=1.0)),
             "loading other",
         ),
+        (
+            changed(state=State.LOADING, current_model=None, op=running("qwen", step=Step.MMAP, pct=43)),
+            "loading qwen 43 % (mmap)",
+        ),
+        (
+            changed(state=State.LOADING, op=running("qwen", phase=Phase.PREFETCH, step=None, pct=7)),
+            "tiny:q8 answers; loading qwen 7 % (prefetch)",
+        ),
+        (changed(state=State.LOADING, op=running(None, phase=Phase.DRAIN, pct=0)), "tiny:q8 answers; unloading 0 % (drain)"),
         (changed(state=State.ERROR, current_model=None, error=OpError("x", "two\nlines")), "no model answers: two lines"),
         (changed(current_model=None), "no model is loaded"),
     ],
@@ -212,22 +320,43 @@ def test_a_stuck_engine_withholds_it_until_it_goes_on(
 
 
 def test_the_daemon_tells_of_its_life(systemd: Manager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start, load, a reload, a switch, a stop: all that is told, in its order."""
     monkeypatch.setenv("NOTIFY_SOCKET", systemd.name)
-    monkeypatch.setenv("WATCHDOG_USEC", "400000")
     with Daemon(demo_config(tmp_path)) as daemon:
         assert systemd.next() == ["READY=1"]
-        systemd.until("STATUS=loading demo-stories")
-        systemd.until("STATUS=demo-stories answers")
+        assert parts(systemd, "demo-stories") == ["", "probe", "unload", "mmap", "warmup"]
+        daemon.process.send_signal(signal.SIGHUP)
+        assert systemd.next()[0] == "RELOADING=1"
+        assert systemd.next() == ["READY=1"]
+        daemon.switch_and_wait("demo-calc")
+        assert parts(systemd, "demo-calc") == ["", "probe", "unload", "mmap", "warmup"]
+        daemon.process.send_signal(signal.SIGTERM)
+        assert systemd.next() == ["STOPPING=1", "STATUS=stopping", "EXTEND_TIMEOUT_USEC=60000000"]
+        assert daemon.wait() == 0
+        assert systemd.hears_nothing()
+
+
+def parts(systemd: Manager, model_id: str) -> list[str]:
+    """What a load did according to the statuses, until the model answers; without what it does for a cold file only."""
+    found: list[str] = []
+    while (lines := systemd.next()) != [f"STATUS={model_id} answers"]:
+        if lines[0] == "WATCHDOG=1" and len(lines) == 1:
+            continue
+        match = re.search(rf"loading {model_id}(?: \d+ % \((\w+)\))?$", lines[-1])
+        assert match, lines
+        if (part := match[1] or "") not in [*found, "prefetch"]:
+            found.append(part)
+    return found
+
+
+def test_the_daemon_says_again_and_again_that_it_is_well(
+    systemd: Manager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", systemd.name)
+    monkeypatch.setenv("WATCHDOG_USEC", "400000")
+    with Daemon(demo_config(tmp_path)):
         for _ in range(3):
             systemd.until("WATCHDOG=1")
-        daemon.switch_and_wait("demo-calc")
-        systemd.until("STATUS=demo-calc answers")
-        daemon.process.send_signal(signal.SIGHUP)
-        assert systemd.until("RELOADING=1")[1].startswith("MONOTONIC_USEC=")
-        systemd.until("READY=1")
-        daemon.process.send_signal(signal.SIGTERM)
-        assert systemd.until("STOPPING=1") == ["STOPPING=1", "STATUS=stopping"]
-        assert daemon.wait() == 0
 
 
 def test_every_thread_of_a_daemon_that_answers_is_well(tmp_path: Path) -> None:
