@@ -91,8 +91,12 @@ def resolve(
     host: str | None = None,  # several: with commas
     port: int | None = None,
     environ: Mapping[str, str] = os.environ,
+    handed_hosts: Sequence[str] | None = None,
 ) -> Config:
-    """The configuration in force, keys included: flag, then environment, then file, then default. Raises ConfigError."""
+    """The configuration in force, keys included: flag, then environment, then file, then default. Raises ConfigError.
+
+    `handed_hosts`: the addresses of sockets that were handed over and count instead of `server.host`; None: none were.
+    """
     settled = load_config(find_config(config, environ))
     over: dict[str, Any] = {}
     for variable, name in ENVIRONMENT.items():
@@ -103,7 +107,7 @@ def resolve(
             over[name] = _setting(f"--{name}", name, str(value))
     server = replace(settled.server, **over)
     keys = load_keys(server.api_key_file, environ)
-    check_exposure(server.host, keys, insecure=server.insecure)
+    check_exposure(server.host, keys, insecure=server.insecure, handed_hosts=handed_hosts)
     return replace(settled, server=server, keys=keys)
 
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from modeld import __version__, keys, logs
+from modeld.activation import Handed
 from modeld.config import Config, ServerConfig
 from modeld.descriptors import connections_that_fit
 from modeld.hosting import ModelHost
@@ -23,7 +24,7 @@ from modeld.httpapi.limits import Limits
 from modeld.httpapi.listeners import ListenError
 from modeld.httpapi.quotas import Quotas
 from modeld.httpapi.server import HttpServer
-from modeld.httpapi.unixsocket import UnixSocket
+from modeld.httpapi.unixsocket import UnixSocket, hidden_uids
 from modeld.llm import variants
 from modeld.llm.backend import Backend, open_backend
 from modeld.logwriter import LogWriter
@@ -45,10 +46,11 @@ log = logging.getLogger("modeld")
 # 6 ms at the default interval of 5 ms, 0.5 ms at 0.2 ms (facts/llama.md, "Threads and the interpreter lock").
 SWITCH_INTERVAL_S = 0.0005
 
+_LAST_WORDS_S = 0.5  # from the accepting of a connection to the admission of its request: milliseconds, more under load
 _SPARE_S = 10.0  # for threads that are joined, and connections that have to be cut
 
 
-def serve(source: ConfigSource, config: Config, signals: Signals, writer: LogWriter) -> bool:
+def serve(source: ConfigSource, config: Config, signals: Signals, writer: LogWriter, handed: Sequence[Handed] = ()) -> bool:
     """Run the daemon until a signal ends it; False: it cannot listen. Main thread: it owns the signals. Raises ModeldError."""
     faulthandler.enable()  # the service manager's watchdog sends SIGABRT: its log then has where each thread stood
     sys.setswitchinterval(SWITCH_INTERVAL_S)
@@ -78,6 +80,12 @@ def serve(source: ConfigSource, config: Config, signals: Signals, writer: LogWri
         gate.rules = rules_of(config)
         if config.keys:
             log.info("keys", extra={"names": ", ".join(key.name for key in config.keys)})
+        if hidden := hidden_uids((*(config.server.unix_admin_uids or ()), *config.server.unix_use_uids)):
+            log.warning(
+                "server.unix_admin_uids and server.unix_use_uids: nobody is known as %s here (PrivateUsers= of the unit; "
+                "deploy/systemd/unix-socket.conf)",
+                ", ".join(map(str, hidden)),
+            )
         if nobody := sorted(name for name in config.limits.per_key if not _is_caller(name, config.keys)):
             # No error: keys come and go in a file of their own.
             log.warning("limits.per_key has names that no caller has: %s", ", ".join(nobody))
@@ -112,7 +120,15 @@ def serve(source: ConfigSource, config: Config, signals: Signals, writer: LogWri
         limits = replace(limits, connections=connections_that_fit(limits.connections, limits.refusals))
         unix_socket = unix_socket_of(config.server)
         server = HttpServer(
-            manager, config.server.host, config.server.port, limits, unix_socket, gate=gate, quotas=quotas, registry=registry
+            manager,
+            config.server.host,
+            config.server.port,
+            limits,
+            unix_socket,
+            handed=[each.socket for each in handed],
+            gate=gate,
+            quotas=quotas,
+            registry=registry,
         )
     except ListenError as error:
         log.error("%s", error.strerror)
@@ -120,7 +136,13 @@ def serve(source: ConfigSource, config: Config, signals: Signals, writer: LogWri
         notifier.close()
         library.chosen.ended()
         return False
-    if (reachable := list(filter(keys.exposed, config.server.host))) and not config.keys:
+    hosts = [each.host for each in handed if each.host is not None] if handed else config.server.host
+    if handed:
+        log.info(
+            "the service manager hands over what to listen on; server.host, server.port and server.unix_socket do not count",
+            extra={"sockets": len(handed), "names": ", ".join(each.name for each in handed if each.name)},
+        )
+    if (reachable := list(filter(keys.exposed, hosts))) and not config.keys:
         where = ", ".join(reachable)
         log.warning("insecure: whoever reaches %s may use and switch models; no keys are configured", where)
     try:
@@ -158,12 +180,16 @@ def _is_caller(name: str, keys: Sequence[ApiKey]) -> bool:
 def stop(manager: Manager, server: HttpServer, reason: str, *, delay_s: float, timeout_s: float) -> None:
     """After `delay_s` let nothing new in, and wait for what runs.
 
-    The listener stays open meanwhile: whoever shares out requests sees /readyz at 503 and sends them elsewhere.
+    The listener stays open meanwhile: whoever shares out requests sees /readyz at 503 and sends them elsewhere. Connections to
+    sockets that were handed over wait for the next start from then on, and those that are in already have a moment to ask.
     """
     log.info("stopping", extra={"signal": reason, "n_open": manager.n_open()})
     server.begin_stop()
     manager.announce_stop(reason, delay_s + timeout_s)
     time.sleep(delay_s)
+    if server.hold():
+        log.info("leaves new connections to the next start")
+        time.sleep(_LAST_WORDS_S)
     manager.begin_stop()
     if not manager.drain(timeout_s):
         log.warning("%d requests did not end within %g s (server.stop_timeout_s) and are cut", manager.n_open(), timeout_s)

@@ -69,12 +69,18 @@ def load_keys(file: Path | None, environ: Mapping[str, str]) -> tuple[ApiKey, ..
     return tuple(keys)
 
 
-def check_exposure(hosts: Iterable[str], keys: tuple[ApiKey, ...], *, insecure: bool) -> None:
-    """Raises ConfigError where other hosts could use the daemon without a key, and nobody said that they may."""
-    open_to_all = [host for host in hosts if exposed(host)]
+def check_exposure(
+    hosts: Iterable[str], keys: tuple[ApiKey, ...], *, insecure: bool, handed_hosts: Iterable[str] | None = None
+) -> None:
+    """Raises ConfigError where other hosts could use the daemon without a key, and nobody said that they may.
+
+    `hosts` are `server.host`; the addresses of sockets that were handed over count instead.
+    """
+    open_to_all = [host for host in (hosts if handed_hosts is None else handed_hosts) if exposed(host)]
+    where = "server.host" if handed_hosts is None else "the sockets that were handed over (ListenStream=)"
     if open_to_all and not keys and not insecure:
         raise ConfigError(
-            f"server.host: {', '.join(open_to_all)} can be reached from other hosts, and there are no keys. Either give keys "
+            f"{where}: {', '.join(open_to_all)} can be reached from other hosts, and there are no keys. Either give keys "
             f"(server.api_key_file, {VARIABLE} or the systemd credential {CREDENTIAL}), or listen on 127.0.0.1 or ::1, "
             "or let everybody in with server.insecure: true"
         )

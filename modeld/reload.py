@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -56,18 +56,20 @@ class ConfigSource:
         host: str | None = None,
         port: int | None = None,
         environ: Mapping[str, str] = os.environ,
+        handed_hosts: Sequence[str] | None = None,
     ) -> None:
         """As modeld.config.resolve takes them. Which file it is, is settled here: a reload never reads another one."""
         self.path = find_config(config, environ)
         self.stamp: Stamp | None = None  # of the file before it was read last; None: it was not there, or never read
         self._host = host
         self._port = port
+        self._handed_hosts = handed_hosts
         self._environ = dict(environ)
 
     def load(self) -> Config:
         """The configuration as the file is now. Raises ConfigError."""
         self.stamp = stamp_of(self.path)
-        return resolve(config=self.path, host=self._host, port=self._port, environ=self._environ)
+        return resolve(config=self.path, host=self._host, port=self._port, environ=self._environ, handed_hosts=self._handed_hosts)
 
     def read(self, current: Config) -> Change:
         """The file and the keys again, as a whole: with an error in them nothing of it counts. Raises ConfigError."""
@@ -77,7 +79,7 @@ class ConfigSource:
         change = compare(current, self.load())
         # Of the addresses that are listened to, which may be others than those that the file has by now.
         server = change.config.server
-        check_exposure(server.host, change.config.keys, insecure=server.insecure)
+        check_exposure(server.host, change.config.keys, insecure=server.insecure, handed_hosts=self._handed_hosts)
         return change
 
 

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 
-from modeld import exits, keys, logs
+from modeld import activation, exits, keys, logs
 from modeld.errors import ConfigError, ModeldError
 from modeld.llm.memory import settle_allocator
 from modeld.reload import ConfigSource
@@ -19,9 +19,11 @@ log = logging.getLogger("modeld")
 def run(args: argparse.Namespace) -> int:
     """Exit status: 0 clean stop, 1 failure while running, 78 bad configuration."""
     host = ",".join(args.host) if args.host else None
-    source = ConfigSource(config=args.config, host=host, port=args.port)
-    os.environ.pop(keys.VARIABLE, None)  # processes that try a model file inherit the environment
     try:
+        handed = activation.take(os.environ)
+        hosts = [each.host for each in handed if each.host is not None] if handed else None
+        source = ConfigSource(config=args.config, host=host, port=args.port, handed_hosts=hosts)
+        os.environ.pop(keys.VARIABLE, None)  # processes that try a model file inherit the environment
         config = source.load()
     except ConfigError as error:
         print(f"modeld: {error}", file=sys.stderr)
@@ -33,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         from modeld import daemon  # here, so that a bad configuration is told at once
 
-        return exits.OK if daemon.serve(source, config, signals, writer) else exits.FAILED
+        return exits.OK if daemon.serve(source, config, signals, writer, handed) else exits.FAILED
     except ModeldError as error:
         log.error("%s", error)
         return exits.FAILED

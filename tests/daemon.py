@@ -87,6 +87,7 @@ class Daemon:
         command: tuple[str, ...] = (sys.executable, "-m", "modeld"),
         env: Mapping[str, str] | None = None,
         flags: Sequence[str] = (),
+        close_fds: bool = True,
     ) -> None:
         self.started = time.monotonic()
         self.process = subprocess.Popen(
@@ -95,6 +96,7 @@ class Daemon:
             env={**os.environ, "PYTHONDEVMODE": "", **kept_beside(config)} if env is None else dict(env),
             stderr=subprocess.PIPE,
             text=True,
+            close_fds=close_fds,
         )
         self.lines: list[dict[str, Any]] = []
         self._new_line: queue.SimpleQueue[None] = queue.SimpleQueue()

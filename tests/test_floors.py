@@ -22,6 +22,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "modeld.descriptors": (),
     "modeld.notify": ("modeld.types",),
     "modeld.watchdog": ("modeld.heartbeat", "modeld.threads"),
+    "modeld.activation": ("modeld.errors",),
     "modeld.policy": (),
     "modeld.clientlimits": (),
     # 1
@@ -116,7 +117,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 STAYS_IN: dict[str, tuple[str, ...]] = {
     "ctypes": ("modeld.llm.",),
     "http.server": ("modeld.httpapi.",),
-    "socket": ("modeld.httpapi.", "modeld.notify"),
+    "socket": ("modeld.httpapi.", "modeld.notify", "modeld.activation"),
     "socketserver": ("modeld.httpapi.",),
     "yaml": ("modeld.yamltree",),
     "jinja2": ("modeld.llm.jinja",),

@@ -35,6 +35,7 @@ _SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _PAUSE_S = 0.02  # after each connection that there was no descriptor or thread for: at 50 a second they cost 1 or 2 % of a core
 _LOG_EVERY_S = 10.0
 _PORT_TRIES = 16
+_HOLD_S = 5.0
 
 Take = Callable[[socket.socket], None]
 
@@ -48,19 +49,31 @@ class ListenError(OSError):
 
 
 class Listener(http.server.ThreadingHTTPServer):
-    """One bound and listening socket."""
+    """One bound and listening socket, made here or handed over."""
 
     # Of a burst that does not fit the client's kernel tries again after a whole second. The kernel cuts it to its somaxconn.
     request_queue_size = 1024
     allow_reuse_address = True  # connections of the last life that linger in TIME_WAIT are no reason not to start
     timeout = 0  # handle_request never waits: a client that resets before accept must not hold the thread
 
-    def __init__(self, address: tuple[Any, ...] | UnixSocket) -> None:
-        """`address`: as the socket module has it, of 2 or 4 parts. Raises ListenError."""
+    def __init__(self, address: tuple[Any, ...] | UnixSocket | socket.socket) -> None:
+        """`address`: as the socket module has it, of 2 or 4 parts; or a socket that listens already, which others have, too.
+
+        Raises ListenError.
+        """
         self.take: Take | None = None
         self._shortage: OSError | NoThread | None = None  # why the last connection could not be had, or not be served
         self._unix = address if isinstance(address, UnixSocket) else None
         self._inode: tuple[int, int] | None = None
+        self.is_handed = isinstance(address, socket.socket)
+        if isinstance(address, socket.socket):
+            # No socket of this family can be made where a sandbox forbids it, which TCPServer's __init__ would try.
+            socketserver.BaseServer.__init__(self, address.getsockname(), _unused_handler)
+            self.socket, self.address_family = address, address.family
+            if self.is_tcp:
+                self.server_name, self.server_port = (str(self.server_address[0]), int(self.server_address[1]))
+            self.socket.setblocking(False)
+            return
         if isinstance(address, UnixSocket):
             self.address_family = socket.AF_UNIX
         else:
@@ -74,14 +87,15 @@ class Listener(http.server.ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        if self._unix is not None:
-            return f"unix:{self._unix.path}"
+        if not self.is_tcp:
+            name = self.socket.getsockname()  # bytes with a NUL before them in the abstract namespace
+            return f"unix:{name if isinstance(name, str) else '@' + os.fsdecode(name[1:])}"
         host = self.server_name
         return f"http://[{host}]:{self.server_port}" if ":" in host else f"http://{host}:{self.server_port}"
 
     @property
     def is_tcp(self) -> bool:
-        return self._unix is None
+        return self.address_family != socket.AF_UNIX
 
     def server_bind(self) -> None:
         if self._unix is not None:
@@ -122,8 +136,15 @@ class Listener(http.server.ThreadingHTTPServer):
         log.exception("a fault while accepting a connection")  # noqa: LOG004  socketserver calls this as it handles one
 
 
-def listen(hosts: Sequence[str], port: int, unix_socket: UnixSocket | None = None) -> list[Listener]:
-    """All listeners, or a ListenError and none of them. Port 0 takes one that is free on every host."""
+def listen(
+    hosts: Sequence[str], port: int, unix_socket: UnixSocket | None = None, handed: Sequence[socket.socket] = ()
+) -> list[Listener]:
+    """All listeners, or a ListenError and none of them. Port 0 takes one that is free on every host.
+
+    Where sockets were `handed` over, these and no others.
+    """
+    if handed:
+        return [Listener(sock) for sock in handed]
     for tries_left in reversed(range(_PORT_TRIES)):
         listeners: list[Listener] = []
         chosen = port
@@ -168,6 +189,8 @@ class Acceptor:
         self._take = take
         self._make_room = make_room
         self._stopping = threading.Event()
+        self._holding = threading.Event()
+        self._held = threading.Event()
         self.pulse = Pulse("modeld-accept")
         self._thread: threading.Thread | None = None
         self._wake = os.eventfd(0, os.EFD_CLOEXEC)
@@ -192,6 +215,19 @@ class Acceptor:
         if self._reserve >= 0:
             os.close(self._reserve)
 
+    def hold(self) -> bool:
+        """Leave what waits at handed sockets, and what comes, to the process that is next to have them. False: there are none.
+
+        When it returns no connection is taken in from these any more. Any thread; idempotent.
+        """
+        if not any(listener.is_handed for listener in self._listeners.values()):
+            return False
+        self._holding.set()
+        os.eventfd_write(self._wake, 1)
+        if self._thread is not None and not self._held.wait(_HOLD_S):
+            log.error("the accept thread does not hear that it is to take no more connections")
+        return True
+
     def shortages(self) -> dict[str, int]:
         """How many connections there was no descriptor, or no thread, for. Any thread."""
         return dict(self._shortages)
@@ -207,10 +243,22 @@ class Acceptor:
             self.pulse.rest()
             waiting = ready.poll()
             self.pulse.busy("accepting connections")
+            if self._holding.is_set() and not self._held.is_set():
+                self._leave_handed(ready)
+                continue
             for fd, _ in waiting:
                 if fd != self._wake and not self._stopping.is_set():
                     self._accept(self._listeners[fd])
         self.pulse.rest()
+
+    def _leave_handed(self, ready: select.poll) -> None:
+        for fd, listener in self._listeners.items():
+            if listener.is_handed:
+                ready.unregister(fd)
+        os.eventfd_read(self._wake)
+        if self._stopping.is_set():  # close wrote to it, too, and sleeps until the loop ends
+            os.eventfd_write(self._wake, 1)
+        self._held.set()
 
     def _accept(self, listener: Listener) -> None:
         shortage = listener.accept_one()

@@ -57,12 +57,14 @@ class HttpServer:
         limits: Limits | None = None,
         unix_socket: UnixSocket | None = None,
         *,
+        handed: Sequence[socket.socket] = (),
         gate: Gate | None = None,
         quotas: Quotas | None = None,
         registry: Registry | None = None,
     ) -> None:
-        """Bind all addresses and listen; port 0 takes a free one. `gate` absent: no keys, and no names but localhost. `quotas`:
-        no bounds. `registry`: what `/metrics` tells beside what the server and the service do.
+        """Bind all addresses and listen; port 0 takes a free one. `handed`: sockets that listen already, instead of all those;
+        they are closed with the server, whatever others do with them. `gate` absent: no keys, and no names but localhost.
+        `quotas`: no bounds. `registry`: what `/metrics` tells beside what the server and the service do.
 
         Raises ListenError where an address cannot be had.
         """
@@ -78,7 +80,7 @@ class HttpServer:
         self._turned_away = Counter[str]()
         self._numbers = itertools.count(1)
         self._told_s = float("-inf")  # the accept thread's: when it logged that connections had to go
-        self._listeners = listen([host] if isinstance(host, str) else host, port, unix_socket)
+        self._listeners = listen([host] if isinstance(host, str) else host, port, unix_socket, handed)
         self._acceptor = Acceptor(self._listeners, self._admit, self._make_room)
         self._watch = ClientWatch()
         self._followers = Followers(self._limits, self._release)
@@ -142,6 +144,10 @@ class HttpServer:
         """Answer on, but end each connection with the next response. Idempotent."""
         with self._cond:
             self._leaving = True
+
+    def hold(self) -> bool:
+        """Leave what waits at handed sockets, and what comes, to the next process: see Acceptor.hold."""
+        return self._acceptor.hold()
 
     def stop_accepting(self) -> None:
         """Refuse new connections and end the idle ones; running requests go on. Idempotent."""

@@ -12,6 +12,7 @@ import errno
 import os
 import socket
 import stat
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +52,16 @@ def remove(path: Path, ours: tuple[int, int]) -> None:
         found = path.lstat()
         if (found.st_dev, found.st_ino) == ours:
             path.unlink()
+
+
+def hidden_uids(uids: Iterable[int], uid_map: Path = Path("/proc/self/uid_map")) -> list[int]:
+    """Those that this process can tell from no others: its user namespace does not know them (user_namespaces(7)), and their
+    connections come from the overflow uid, 65534. A service with PrivateUsers=yes knows root and its own user."""
+    try:
+        ranges = [[int(word) for word in line.split()] for line in uid_map.read_text("ascii").splitlines()]
+    except (OSError, ValueError):
+        return []
+    return [uid for uid in uids if not any(inside <= uid < inside + length for inside, _, length in ranges)]
 
 
 def _remove_dead(path: Path) -> None:

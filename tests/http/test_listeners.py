@@ -17,7 +17,7 @@ from raw_client import RawClient
 from modeld.httpapi.limits import Limits
 from modeld.httpapi.listeners import Acceptor, Listener, ListenError, listen
 from modeld.httpapi.server import HttpServer
-from modeld.httpapi.unixsocket import UnixSocket
+from modeld.httpapi.unixsocket import UnixSocket, hidden_uids
 from tests.daemon import has_ipv6
 
 Serve = Callable[..., HttpServer]
@@ -193,6 +193,15 @@ def test_at_the_end_our_socket_is_removed_but_not_one_that_took_its_place(servic
         other.bind(str(path))
         server.close(1)
         assert path.exists()
+
+
+def test_uids_that_the_user_namespace_does_not_know_are_found(tmp_path: Path) -> None:
+    uid_map = tmp_path / "uid_map"
+    uid_map.write_text("         0          0          1\n     63057      63057          1\n")  # as PrivateUsers=yes makes it
+    assert hidden_uids((0, 1000, 63057, 65534), uid_map) == [1000, 65534]
+    uid_map.write_text("         0          0 4294967295\n")
+    assert hidden_uids((0, 1000), uid_map) == []
+    assert hidden_uids((0, 1000), tmp_path / "none") == []
 
 
 def test_a_client_that_resets_before_accept_does_not_hold_the_thread() -> None:
