@@ -107,6 +107,7 @@ def _check_asked(asked: object) -> None:
     elif isinstance(asked, SwitchRequest):
         assert asked.model_id
         assert 0 <= asked.options.drain_timeout_s <= 86_400
+        assert 0 <= asked.options.ready_delay_s <= 3600
     elif isinstance(asked, EmbeddingsRequest):
         assert asked.embed.inputs
 

@@ -52,6 +52,7 @@ class SwitchOptions:
     on_busy: OnBusy = OnBusy.QUEUE
     on_failure: OnFailure = OnFailure.ROLLBACK
     strategy: Strategy = Strategy.REPLACE
+    ready_delay_s: float = 0.0  # before admission stops, /readyz is at 503 for so long
     force: bool = False  # whatever cooldown, quarantine and the estimate of memory say
 
 
@@ -64,6 +65,7 @@ class SwitchPolicy:
     on_busy: OnBusy = OnBusy.QUEUE
     on_failure: OnFailure = OnFailure.ROLLBACK
     strategy: Strategy = Strategy.REPLACE
+    ready_delay_s: int = 0  # from /readyz at 503 to the end of admission, so that balancers look away first
     at_start: AtStart = AtStart.LAST
     cooldown_failures: int = 3  # failures in a row that begin a cooldown; 0: never
     cooldown_s: int = 60  # of the first one; each further failure doubles it, up to an hour
@@ -79,4 +81,6 @@ class SwitchPolicy:
 
     def options(self) -> SwitchOptions:
         """What holds for a switch that asks for nothing."""
-        return SwitchOptions(self.on_inflight, self.drain_timeout_s, self.on_busy, self.on_failure, self.strategy)
+        return SwitchOptions(
+            self.on_inflight, self.drain_timeout_s, self.on_busy, self.on_failure, self.strategy, self.ready_delay_s
+        )

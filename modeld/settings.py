@@ -248,6 +248,7 @@ SWITCHING_KEYS: tuple[Key, ...] = (
     Key("on_busy", _member(OnBusy), "queue", "A switch while others run or wait: behind them, refused, or instead of them."),
     Key("on_failure", _member(OnFailure), "rollback", "After a failed load: the model before comes back, or none answers."),
     Key("strategy", _member(Strategy), "replace", "`overlap`: the new model is loaded beside the old; `auto`: where both fit."),
+    Key("ready_delay_s", _whole(0, 3600), "0", "From `/readyz` at 503 to the first refusal of a switch: balancers look away."),
     Key("at_start", _member(AtStart), "last", "`last`: load what answered last, else `default_model`; `default`: always that."),
     Key("cooldown_failures", _whole(0, 100), "3", "Failures in a row after which a model has to wait; 0: never."),
     Key("cooldown_s", _whole(1, 3600), "60", "How long, at first; each further failure doubles it, up to an hour."),

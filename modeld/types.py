@@ -56,6 +56,7 @@ class Phase(enum.StrEnum):
     CHECK = "check"  # the file's sha256
     PROBE = "probe"  # a process of its own decodes the file once
     PREFETCH = "prefetch"  # the file is read into the page cache
+    DIVERT = "divert"  # the old model answers, and /readyz says that it soon will not
     DRAIN = "drain"  # running requests may end
     ROLLBACK = "rollback"  # the model before is loaded again
 
@@ -271,6 +272,7 @@ class Status:
     config_stale: bool = False  # the entry of current_model was changed since it was loaded
     config_error: str | None = None  # why the configuration file was not taken over
     quarantined: tuple[str, ...] = ()  # models that ended the process again and again
+    diverting: bool = False  # the running op is about to take the model away, which answers still (ready_delay_s)
     stopping: bool = False  # the daemon ends: nothing is let in any more, or soon
 
 

@@ -74,7 +74,8 @@ server: {{host: ["::1", localhost], port: 0, unix_socket: run/m.sock, unix_socke
   allowed_hosts: [LLM.example, .lan], cors_origins: ["https://app.example:443"], api_key_file: keys, unix_admin_uids: [0, 1000],
   unix_use_uids: [1001], insecure: true,
   log_level: debug, log_format: json}}
-switching: {{on_inflight: drain, drain_timeout_s: 7, on_busy: supersede, on_failure: error, strategy: overlap, at_start: default,
+switching: {{on_inflight: drain, drain_timeout_s: 7, on_busy: supersede, on_failure: error, strategy: overlap,
+  ready_delay_s: 8, at_start: default,
   cooldown_failures: 0, cooldown_s: 1, load_stall_timeout_s: 3, prefetch: false, probe: false, check_memory: false,
   kv_keep_bytes: 0, auto_switch: true, auto_switch_min_stay_s: 2, idle_unload_s: 5, watch_config: false}}
 limits: {{requests_per_minute: 1, tokens_per_minute: 2, max_requests: 3, max_streams: 4, max_queued: 5}}
@@ -121,8 +122,8 @@ models:
         log_level="debug", log_format="json",
     )  # fmt: skip
     assert loaded.switching == SwitchPolicy(
-        OnInflight.DRAIN, 7, OnBusy.SUPERSEDE, OnFailure.ERROR, Strategy.OVERLAP, AtStart.DEFAULT, 0, 1, 3, False, False, False,
-        0, True, 2, 5, False,
+        OnInflight.DRAIN, 7, OnBusy.SUPERSEDE, OnFailure.ERROR, Strategy.OVERLAP, 8, AtStart.DEFAULT, 0, 1, 3, False, False,
+        False, 0, True, 2, 5, False,
     )  # fmt: skip
     assert loaded.limits == LimitPolicy(ClientLimits(1, 2, 3, 4, 5))
     assert loaded.default_model == "qwen2.5:0.5b"

@@ -59,6 +59,7 @@ options = st.builds(
     SwitchOptions,
     on_inflight=st.sampled_from(OnInflight),
     drain_timeout_s=st.just(3600.0),
+    ready_delay_s=st.sampled_from([0.0, 0.0, 3600.0]),
     on_busy=st.sampled_from([OnBusy.QUEUE, OnBusy.QUEUE, OnBusy.SUPERSEDE, OnBusy.REJECT]),
     on_failure=st.sampled_from(OnFailure),
     strategy=st.sampled_from(Strategy),
@@ -71,6 +72,7 @@ policies = st.builds(
     on_busy=st.sampled_from(OnBusy),
     strategy=st.sampled_from(Strategy),
     drain_timeout_s=st.just(3600),
+    ready_delay_s=st.sampled_from([0, 0, 0, 3600]),
     cooldown_failures=st.sampled_from([0, 2]),
     load_stall_timeout_s=st.just(0),
     auto_switch=st.booleans(),
@@ -438,7 +440,12 @@ class ManagerMachine(RuleBasedStateMachine):
     @rule(what=st.sampled_from(["since", "used_at", "leave_by"]))
     def let_time_pass(self, what: str) -> None:
         tenant = self.life.retiring() if what == "leave_by" else self.life.tenant()
-        if tenant is not None:
+        if what == "leave_by" and self.manager.status().diverting:  # then no model is retiring
+            tenant = self.life.tenant()
+            assert tenant is not None
+            tenant.leave_by = 0.0
+            self.life.poke()
+        elif tenant is not None:
             assert isinstance(tenant.runner, WatchedRunner)
             tenant.runner.may_cut |= what == "leave_by"
             setattr(tenant, what, 0.0 if what == "leave_by" else getattr(tenant, what) - 100_000)
@@ -488,6 +495,13 @@ class ManagerMachine(RuleBasedStateMachine):
             # One that was replaced before, and is not waited for any more, may still be there in a rollback.
             may_be = retiring is not None if op.phase is Phase.ROLLBACK else op.strategy is Strategy.OVERLAP
             assert n_beside == may_be, "models beside the one that is loaded"
+        elif not self.gates.at and op.phase is Phase.DIVERT:
+            assert status.diverting, f"{op} waits, and balancers do not look away"
+            assert held is not None
+            assert held is self.life.tenant()
+            assert held.death is None
+            assert op.strategy is not Strategy.OVERLAP
+            assert not op.cancelling
         elif not self.gates.at:
             waits_for = retiring if retiring is not None else held  # the replaced one goes first
             assert waits_for is not None, f"{op} waits for nothing"
@@ -559,6 +573,8 @@ class ManagerMachine(RuleBasedStateMachine):
 
 def wrong_after(name: str, data: dict[str, object], status: Status) -> str | None:
     """What an event and the status that it left disagree about."""
+    if status.diverting and (status.state is not State.READY or status.current_model is None or status.op is None):
+        return "balancers look away from nothing"
     if (status.current_model is not None) > (status.state is State.READY):
         return "a model answers in another state than ready"
     if status.state is State.ERROR and status.error is None:
@@ -670,7 +686,8 @@ def possible_moves(machine: ManagerMachine, chance: random.Random) -> list[Move]
 def random_options(chance: random.Random, on_busy: OnBusy) -> SwitchOptions:
     on_failure = chance.choice([OnFailure.ROLLBACK, OnFailure.ROLLBACK, OnFailure.ERROR])
     on_inflight, strategy = chance.choice(list(OnInflight)), chance.choice(list(Strategy))
-    return SwitchOptions(on_inflight, 3600.0, on_busy, on_failure, strategy, force=chance.random() < 0.3)
+    ready_delay_s = chance.choice([0.0, 0.0, 3600.0])
+    return SwitchOptions(on_inflight, 3600.0, on_busy, on_failure, strategy, ready_delay_s, force=chance.random() < 0.3)
 
 
 def random_policy(chance: random.Random) -> SwitchPolicy:
@@ -680,6 +697,7 @@ def random_policy(chance: random.Random) -> SwitchPolicy:
         on_busy=chance.choice(list(OnBusy)),
         strategy=chance.choice(list(Strategy)),
         drain_timeout_s=3600,
+        ready_delay_s=chance.choice([0, 0, 0, 3600]),
         cooldown_failures=chance.choice([0, 2]),
         load_stall_timeout_s=0,
         auto_switch=chance.random() < 0.5,
@@ -778,7 +796,11 @@ def test_eight_threads_ask_at_random_and_every_op_ends_once() -> None:
         what = chance.choices(["switch", "unload", "cancel", "ask", "die", "reload", "look"], [6, 1, 4, 6, 0.3, 0.5, 2])[0]
         model_id = chance.choice("abc")
         if what in ("switch", "unload"):
-            how = replace(random_options(chance, chance.choice(list(OnBusy))), drain_timeout_s=0.002)
+            how = replace(
+                random_options(chance, chance.choice(list(OnBusy))),
+                drain_timeout_s=0.002,
+                ready_delay_s=chance.choice([0, 0.001]),
+            )
             op, _ = manager.switch(model_id, how) if what == "switch" else manager.unload(how)
             accepted.add(op.op_id)
         elif what == "cancel":

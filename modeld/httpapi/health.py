@@ -40,6 +40,8 @@ def get_readyz(request: Request, service: Service) -> Response:
     if request.has_query("verbose"):
         return _verbose(200 if is_ready else 503, request.head.path.strip("/"), checks, request, fields)
     body: schema.Json = {"state": status.state.value, "current_model": status.current_model}
+    if status.diverting:
+        body["diverting"] = True
     if status.stopping:
         body["stopping"] = True
     return json_response(200 if is_ready else 503, body, fields)
@@ -52,6 +54,8 @@ def get_health(request: Request, service: Service) -> Response:
         return json_response(200, {"status": "ok"})
     if status.stopping:
         message = "The server is stopping"
+    elif status.diverting:
+        message = "The model is about to be switched"
     elif status.state is State.LOADING:
         message = "Loading model"
     elif status.state is State.ERROR:
@@ -72,10 +76,16 @@ def _status(service: Service) -> Status:
 
 
 def _ready_checks(service: Service, status: Status) -> list[Check]:
-    """`model`: one answers; or, with auto_switch, the next request brings one."""
+    """`model`: one answers; or, with auto_switch, the next request brings one. `divert`: no op is about to take it away."""
     answers = status.state is State.READY and (status.current_model is not None or status.auto_switch)
     engines = [Check("engine", beat.ok) for beat in service.heartbeats() if beat.thread == _ENGINE]
-    return [Check("ping", ok=True), Check("model", answers), Check("shutdown", not status.stopping), *engines]
+    return [
+        Check("ping", ok=True),
+        Check("model", answers),
+        Check("divert", not status.diverting),
+        Check("shutdown", not status.stopping),
+        *engines,
+    ]
 
 
 def _without(request: Request, checks: Sequence[Check]) -> list[Check]:
@@ -106,4 +116,4 @@ def _verbose(status: int, name: str, checks: Sequence[Check], request: Request, 
 def _retry_s(status: Status) -> int:
     if status.stopping:
         return _RESTART_RETRY_S
-    return _LOADING_RETRY_S if status.state is State.LOADING else _ERROR_RETRY_S
+    return _LOADING_RETRY_S if status.diverting or status.state is State.LOADING else _ERROR_RETRY_S

@@ -20,6 +20,7 @@ from modeld.types import OpState, SwitchOp
 
 MAX_WAIT_S = 3600.0
 MAX_DRAIN_S = 86_400
+MAX_READY_DELAY_S = 3600
 MAX_LISTED = 256
 
 E = TypeVar("E", bound=enum.StrEnum)
@@ -98,6 +99,7 @@ def parse_options(fields: Fields, defaults: SwitchOptions) -> SwitchOptions:
         on_busy=_choice(fields, "on_busy", defaults.on_busy, OnBusy),
         on_failure=_choice(fields, "on_failure", defaults.on_failure, OnFailure),
         strategy=_choice(fields, "strategy", defaults.strategy, Strategy),
+        ready_delay_s=fields.number("ready_delay_s", defaults.ready_delay_s, 0, MAX_READY_DELAY_S),
         force=fields.boolean("force", False),
     )
 

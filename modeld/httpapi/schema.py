@@ -78,6 +78,7 @@ def status_json(status: Status) -> Json:
         "config_stale": status.config_stale,
         "config_error": status.config_error,
         "quarantined": list(status.quarantined),
+        "diverting": status.diverting,
         "stopping": status.stopping,
     }
 

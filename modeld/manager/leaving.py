@@ -1,4 +1,4 @@
-"""How does a model go? Leaving: its requests end or are cut, its threads are joined, its memory comes back."""
+"""How does a model go? Leaving: balancers look away, requests end or are cut, threads are joined, memory comes back."""
 
 from __future__ import annotations
 
@@ -33,6 +33,22 @@ class Leaving:
         self.closing: Tenant | None = None  # whose threads are being joined; any thread may look
         self._unfreed = self.nothing()  # closed; its memory is taken still, or on its way back
         self._free_at = math.inf  # when that is to begin, on the monotonic clock
+
+    def divert(self, op: SwitchOp, tenant: Tenant, delay_s: float) -> None:
+        """Let whoever shares out requests see for `delay_s` that the tenant is about to leave, while it answers as ever.
+
+        The phase goes on until the caller has stopped admission: /readyz must not be at 200 in between. Raises OpCancelled;
+        the end of the op ends the phase, too.
+        """
+        self._teller.phase(op, Phase.DIVERT, 0, delay_s=delay_s)
+        log.info("readiness is withdrawn for %g s before the model leaves", delay_s, extra=op_fields(op))
+        tenant.leave_by = time.monotonic() + delay_s
+
+        def is_over() -> bool:
+            return time.monotonic() >= tenant.leave_by or tenant.death is not None or self._life.ending() is not None
+
+        self._lookout.wait(is_over, tenant.leave_by)
+        self._lookout.raise_if_ending()
 
     def drain(self, op: SwitchOp, tenant: Tenant, deadline: float) -> None:
         """Wait until the tenant's requests have ended, until `deadline` at most. Raises OpCancelled; then nothing is closed."""

@@ -246,11 +246,12 @@ class Lifecycle:
         thread may be busy for long before it moves the state."""
         with self._cond:
             is_dead = self._dead() is not None
+            running = self._ops.running
             return Status(
                 state=TRANSITIONS[self._state, Trigger.DIED] if is_dead else self._state,
                 current_model=self._tenant.spec.id if self._tenant is not None and not is_dead else None,
                 error=self._error,
-                op=self._ops.running,
+                op=running,
                 last_op=self._ops.last,
                 queued_ops=len(self._ops),
                 load=load,
@@ -260,6 +261,8 @@ class Lifecycle:
                 auto_switch=self.auto_switch,
                 retiring_model=self._retiring.spec.id if self._retiring is not None else None,
                 waiting=len(self._demands),
+                # Until `begin` the phase is the op's, so that nobody finds a moment between the two.
+                diverting=(self._state is State.READY and not is_dead and running is not None and running.phase is Phase.DIVERT),
                 stopping=self._leaving,
             )
 

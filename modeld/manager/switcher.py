@@ -210,9 +210,16 @@ class Switcher:
     # -- the old model goes
 
     def _clear(self, op: SwitchOp, progress: Progress, *, frees: bool = True) -> Freeing:
-        """Stop admission, let the running requests end or cut them, and begin to free what they ran on, if `frees`."""
+        """Let balancers look away, stop admission, let the running requests end or cut them, and begin to free what they ran
+        on, if `frees`."""
+        held, delay_s = self._held, op.options.ready_delay_s
+        diverts = held is not None and delay_s > 0 and self._life.keeps(held)
+        if held is not None and diverts:
+            self._leaving.divert(op, held, delay_s)
         self._life.begin()
-        if (held := self._held) is not None and held.death is None and op.options.on_inflight is OnInflight.DRAIN:
+        if diverts:
+            self._teller.phase(op, Phase.DIVERT, 100)
+        if held is not None and held.death is None and op.options.on_inflight is OnInflight.DRAIN:
             self._leaving.drain(op, held, time.monotonic() + op.options.drain_timeout_s)
         progress.report(Step.UNLOAD, 0)
         freeing = self._close_held(op, frees=frees)

@@ -23,4 +23,4 @@ class Tenant:
     n_entering: int = 0  # requests that were let in and have not reached the runner's own count yet
     since: float = 0.0  # when it began to answer, on the monotonic clock
     used_at: float = 0.0  # when a request last entered, or the last one ended
-    leave_by: float = 0.0  # while it retires: when its last requests are cut
+    leave_by: float = 0.0  # while it retires: when its last requests are cut; during ready_delay_s: when admission stops

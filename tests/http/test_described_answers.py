@@ -361,6 +361,7 @@ ANSWERS: dict[Key, list[Callable[[Serving], Answer]]] = {
     ("GET", "/readyz", 200): [plain("GET", "/readyz"), plain("GET", "/readyz?verbose&exclude=model&exclude=nothing")],
     ("GET", "/readyz", 503): [
         with_status("/readyz", state=State.LOADING, current_model=None),
+        with_status("/readyz", diverting=True),
         with_status("/readyz", stopping=True),
         with_status("/readyz?verbose", state=State.ERROR, current_model=None),
     ],

@@ -283,6 +283,7 @@ CHAT = {"messages": MESSAGES, **SAMPLING, "logprobs": True, "top_logprobs": 3, "
 TEMPLATE = {"messages": MESSAGES, "tools": [TOOL], "tool_choice": CHOICE, "parallel_tool_calls": True}
 OPTIONS = {
     "on_inflight": "drain", "drain_timeout_s": 1.5, "on_busy": "reject", "on_failure": "error", "strategy": "auto", "force": True,
+    "ready_delay_s": 0.5,
 }  # fmt: skip
 
 # Bodies that are taken, and between them reach every member that is read.
@@ -393,7 +394,7 @@ def test_ranges_and_defaults_are_those_of_the_code(path: str, monkeypatch: pytes
         if path == "/v1/completions" and name in ("max_tokens", "max_completion_tokens"):
             least = (0, 2**31 - 1)  # 0 with echo, as in these bodies
         assert {bounds_of(described[name])} == {least}, name
-    by_configuration = {"drain_timeout_s"}  # `switching` has the default
+    by_configuration = {"drain_timeout_s", "ready_delay_s"}  # `switching` has the default
     for name, default in readings.defaults.items():
         if name not in by_configuration:
             assert described[name]["default"] == default, name

@@ -38,7 +38,14 @@ def test_livez_shows_what_is_stuck_and_is_200_all_the_same(client: RawClient, se
 def test_readyz_in_detail(client: RawClient, service: FakeService, path: str):
     answer = client.request("GET", f"/{path}?verbose")
     assert answer.status == 200
-    assert lines(answer) == ["[+]ping ok", "[+]model ok", "[+]shutdown ok", "[+]engine ok", f"{path} check passed"]
+    assert lines(answer) == [
+        "[+]ping ok",
+        "[+]model ok",
+        "[+]divert ok",
+        "[+]shutdown ok",
+        "[+]engine ok",
+        f"{path} check passed",
+    ]
     service.set_status(state=State.LOADING, current_model=None)
     answer = client.request("GET", f"/{path}?verbose")
     assert (answer.status, answer.fields["retry-after"]) == (503, "1")
@@ -51,7 +58,7 @@ def test_a_model_whose_engine_is_stuck_does_not_answer(client: RawClient, servic
     answer = client.request("GET", "/readyz")
     assert (answer.status, answer.json) == (503, {"state": "ready", "current_model": LOADED.id})
     assert client.request("GET", "/health").json["error"]["message"] == "The model does not answer"
-    assert lines(client.request("GET", "/readyz?verbose"))[3:] == ["[-]engine failed: reason withheld", "readyz check failed"]
+    assert lines(client.request("GET", "/readyz?verbose"))[4:] == ["[-]engine failed: reason withheld", "readyz check failed"]
 
 
 def test_a_switch_thread_that_is_stuck_takes_nothing_from_the_model_that_answers(client: RawClient, service: FakeService):
@@ -63,7 +70,22 @@ def test_a_switch_thread_that_is_stuck_takes_nothing_from_the_model_that_answers
 def test_a_stop_shows(client: RawClient, service: FakeService):
     service.set_status(stopping=True)
     answer = client.request("GET", "/readyz?verbose")
-    assert (answer.status, lines(answer)[2]) == (503, "[-]shutdown failed: reason withheld")
+    assert (answer.status, lines(answer)[3]) == (503, "[-]shutdown failed: reason withheld")
+
+
+@pytest.mark.parametrize("path", ["/readyz", "/healthz"])
+def test_a_model_that_is_about_to_leave_is_not_ready_and_answers(client: RawClient, service: FakeService, path: str):
+    service.set_status(diverting=True)
+    answer = client.request("GET", path)
+    assert (answer.status, answer.fields["retry-after"]) == (503, "1")
+    assert answer.json == {"state": "ready", "current_model": LOADED.id, "diverting": True}
+    verbose = client.request("GET", f"{path}?verbose")
+    assert (verbose.status, lines(verbose)[1:3]) == (503, ["[+]model ok", "[-]divert failed: reason withheld"])
+    assert client.request("GET", f"{path}?exclude=divert").status == 200
+    assert client.request("GET", "/livez").status == 200
+    health = client.request("GET", "/health")
+    assert (health.status, health.json["error"]["message"]) == (503, "The model is about to be switched")
+    assert client.request("GET", "/status").json["diverting"] is True
 
 
 def test_what_is_excluded_has_not_failed(client: RawClient, service: FakeService):
@@ -71,7 +93,7 @@ def test_what_is_excluded_has_not_failed(client: RawClient, service: FakeService
     service.set_status(stopping=True)
     answer = client.request("GET", "/readyz?exclude=engine&verbose&exclude=shutdown")
     assert answer.status == 200
-    assert lines(answer)[2:] == ["[+]shutdown excluded: ok", "[+]engine excluded: ok", "readyz check passed"]
+    assert lines(answer)[3:] == ["[+]shutdown excluded: ok", "[+]engine excluded: ok", "readyz check passed"]
     assert client.request("GET", "/readyz?exclude=engine&exclude=shutdown").status == 200
     assert client.request("GET", "/readyz?exclude=engine").status == 503
     assert lines(client.request("GET", "/livez?verbose&exclude=engine"))[-1] == "livez check passed"

@@ -30,11 +30,12 @@ def test_a_switch_says_how_it_is_to_be_done(client: RawClient, service: FakeServ
         "on_busy": "supersede",
         "on_failure": "error",
         "strategy": "auto",
+        "ready_delay_s": 0.5,
         "force": True,
         "what nobody knows": 1,
     }
     assert client.request("POST", "/switch", body).status == 202
-    options = SwitchOptions(OnInflight.DRAIN, 2.5, OnBusy.SUPERSEDE, OnFailure.ERROR, Strategy.AUTO, force=True)
+    options = SwitchOptions(OnInflight.DRAIN, 2.5, OnBusy.SUPERSEDE, OnFailure.ERROR, Strategy.AUTO, 0.5, force=True)
     assert service.called("switch") == ("switch", "other", options, None)
 
 
@@ -48,6 +49,8 @@ def test_a_switch_says_how_it_is_to_be_done(client: RawClient, service: FakeServ
         ("strategy", "both", "allowed are replace, overlap, auto"),
         ("drain_timeout_s", -1, "drain_timeout_s is -1"),
         ("drain_timeout_s", 1e9, "0 to 86400"),
+        ("ready_delay_s", -0.1, "ready_delay_s is -0.1"),
+        ("ready_delay_s", 3601, "0 to 3600"),
         ("force", "yes", "force must be true or false"),
         ("dry_run", 1, "dry_run must be true or false"),
     ],
