@@ -11,6 +11,7 @@ import sys
 import urllib.request
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from daemon import DEADLINE_S, ROOT, Daemon, demo_config, kept_beside
@@ -41,7 +42,7 @@ def environ(config: Path, **more: str) -> dict[str, str]:
     return {**kept, **kept_beside(config), **more}
 
 
-def chosen(daemon: Daemon) -> dict[str, object]:
+def chosen(daemon: Daemon) -> dict[str, Any]:
     """The log line about the library."""
     return daemon.wait_line(lambda line: line.get("msg") == "library")
 
