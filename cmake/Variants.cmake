@@ -6,7 +6,7 @@
 set(VARIANT_BASELINE -march=x86-64-v2)
 
 # variant_flags(VARIANT FLAGS NEEDS): the compiler's flags, and the names in /proc/cpuinfo without which it cannot run. They say the
-# same twice, as two programs want it; tests/test_variants.py compares NEEDS with the macros that FLAGS define.
+# same twice, as two programs want it; tests/test_build.py compares NEEDS with the macros that FLAGS define.
 function (variant_flags variant flags needs)
     set(march -march=x86-64-v2)
     set(names pni ssse3 sse4_1 sse4_2 popcnt)

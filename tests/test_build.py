@@ -7,6 +7,8 @@ import dataclasses
 import hashlib
 import io
 import json
+import os
+import platform
 import re
 import shutil
 import subprocess
@@ -16,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from modeld.errors import LibraryMismatch
-from modeld.llm import abi, libllama, selftest
+from modeld.llm import abi, libllama, selftest, variants
 from modeld.llm.libllama import Function
 from scripts import fetch_corpora, fetch_llama
 from scripts.sdist import FetchError, Pin
@@ -260,3 +262,23 @@ def test_make_help_lists_every_target_for_people() -> None:
 def test_nothing_that_is_built_is_built_again() -> None:
     make("build")  # `make test` has done it; somebody who calls pytest may have edited since
     assert make("build") == ""
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="there are variants for x86-64 only")
+@pytest.mark.parametrize("variant", variants.NAMES)
+def test_a_variant_needs_what_its_kernels_may_use(tmp_path: Path, variant: str) -> None:
+    """Names of /proc/cpuinfo against the macros of the compiler."""
+    script = tmp_path / "ask.cmake"
+    script.write_text(
+        f'include("{ROOT}/cmake/Variants.cmake")\nvariant_flags({variant} flags needs)\n'
+        f'file(WRITE "{tmp_path}/flags" "${{flags}}")\nfile(WRITE "{tmp_path}/needs" "${{needs}}")\n'
+    )
+    subprocess.run([shutil.which("cmake") or ROOT / ".venv" / "bin" / "cmake", "-P", script], check=True)
+    flags, needs = ((tmp_path / name).read_text().split(";") for name in ("flags", "needs"))
+    done = subprocess.run(["c++", *flags, "-dM", "-E", "-x", "c++", os.devnull], capture_output=True, text=True, check=True)
+    macros = set(
+        re.findall(r"^#define __((?:SSE|SSSE|AVX|AMX|FMA|F16C|BMI|POPCNT|LZCNT|MOVBE)\w*)__ 1$", done.stdout, re.MULTILINE)
+    )
+    macros -= {"SSE", "SSE_MATH", "SSE2", "SSE2_MATH"}  # what every x86-64 CPU has
+    names = {"pni": "SSE3", "abm": "LZCNT", "bmi1": "BMI"}
+    assert macros == {names.get(need, need.upper().replace("AVX512_", "AVX512")) for need in needs}

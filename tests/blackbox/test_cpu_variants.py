@@ -44,7 +44,7 @@ def environ(config: Path, **more: str) -> dict[str, str]:
 
 def chosen(daemon: Daemon) -> dict[str, Any]:
     """The log line about the library."""
-    return daemon.wait_line(lambda line: line.get("msg") == "library")
+    return dict(daemon.wait_line(lambda line: line.get("msg") == "library"))
 
 
 def test_the_next_best_serves_and_is_remembered_until_a_process_dies(one_file: Path, tmp_path: Path) -> None:
