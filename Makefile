@@ -148,7 +148,7 @@ build/release/%/libllama.stamp.json: build/variants/configured modeld/llm/liblla
 .PHONY: release
 release: $(VARIANTS:%=build/release/%/libllama.stamp.json) ## build a library for each kind of CPU into build/release/; VARIANTS="x86-64-v3 ..."
 
-bin/modeld: $(STAMP) scripts/bundle.py $(shell find modeld -name '*.py' -o -name '*.json') | $(VENV)/runtime
+bin/modeld: $(STAMP) scripts/bundle.py models/selftest.json models/demo-calc.gguf $(shell find modeld -name '*.py' -o -name '*.json') | $(VENV)/runtime
 	@$(PY) scripts/bundle.py $@
 
 # -- everyday -----------------------------------------------------------------------------------------------------------

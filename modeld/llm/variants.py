@@ -255,9 +255,10 @@ class Memory:
     def write(self, variant: str, *, running: bool) -> None:
         """A file that is renamed into place. On disk some seconds later, which is early enough."""
         data = json.dumps({"variant": variant, "running": running, "key": self._key}).encode() + b"\n"
-        new = self._path.with_name(f"{FILE}.{os.getpid()}")
+        new = self._path.with_name(f"{FILE}.new")
         try:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            new.unlink(missing_ok=True)  # of a process that was killed while it wrote
             descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
