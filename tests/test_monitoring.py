@@ -17,6 +17,7 @@ DASHBOARD = json.loads((ROOT / "deploy" / "grafana-dashboard.json").read_text())
 ALERTS = ROOT / "deploy" / "prometheus-alerts.yml"
 ALERT_TESTS = ROOT / "tests" / "prometheus-alerts-test.yml"
 RULES: list[dict[str, Any]] = [rule for group in yaml.safe_load(ALERTS.read_text())["groups"] for rule in group["rules"]]
+OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
 DOCS = (ROOT / "docs" / "metrics.md").read_text()
 # name, type, labels; tests/blackbox/test_scrapes.py compares them with what a daemon tells
 ROWS = re.findall(r"^\| `([a-z_]+)` \| (counter|gauge|histogram) \| *([^|]*?) *\|", DOCS, re.MULTILINE)
@@ -141,6 +142,20 @@ def test_each_alert_has_a_test_in_which_it_fires_and_one_in_which_it_does_not() 
 def test_each_alert_is_documented() -> None:
     described = re.findall(r"^\| `(\w+)` \|", DOCS.partition("## Alerts")[2], re.MULTILINE)
     assert sorted(described) == sorted(rule["alert"] for rule in RULES)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
+def test_each_alert_points_to_what_to_do(rule: dict[str, Any]) -> None:
+    assert rule["annotations"]["runbook"] == f"docs/operations.md#{rule['alert'].lower()}"
+    found = re.search(rf"^### {rule['alert']}\n(.*?)(?=^##)", OPERATIONS, re.MULTILINE | re.DOTALL)
+    assert found
+    assert re.search(r"^1\. ", found[1], re.MULTILINE), "no step"
+    assert {name for name, _ in METRIC.findall(found[1])} <= {name for name, _, _ in ROWS}
+
+
+def test_no_alert_is_described_that_is_no_rule() -> None:
+    described = re.findall(r"^### (\w+)$", OPERATIONS.split("\n## Alerts\n")[1].split("\n## ")[0], re.MULTILINE)
+    assert described == [rule["alert"] for rule in RULES]
 
 
 def test_each_alert_says_how_grave_it_is_and_what_is_wrong() -> None:
