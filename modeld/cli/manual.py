@@ -25,7 +25,8 @@ VARIABLES = {
     **{name: f"Stands for `{key}` of `server` in the configuration." for name, key in ENVIRONMENT.items()},
     "MODELD_API_KEYS": "`modeld serve`: lines of keys, beside those of `server.api_key_file`.",
     "MODELD_LIBRARY": "The libllama.so to use in place of modeld's own. It needs its stamp beside it.",
-    "MODELD_CPU_VARIANT": "Which library of a release build is used, by its name (x86-64-v3). Else the best that computes is found by trying.",
+    "MODELD_CPU_VARIANT": "Which library of a release build is used, by its name (x86-64-v3). Else the best that computes is "
+    "found by trying.",
     "STATE_DIRECTORY": "The folder of what is remembered; systemd sets it. Else one below `XDG_STATE_HOME` or ~/.local/state.",
 }
 
