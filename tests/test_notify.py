@@ -414,6 +414,47 @@ def test_a_daemon_whose_engine_hangs_is_not_called_alive_until_it_goes_on(
         assert daemon.request("GET", "/readyz")[0] == 200
 
 
+ACCEPTS_NOT = """
+import pathlib, sys, time
+from modeld import app
+from modeld.httpapi.listeners import Acceptor
+
+flag, accept = pathlib.Path(sys.argv[1]), Acceptor._accept
+
+def hangs(self, listener):
+    while flag.exists():
+        time.sleep(0.01)
+    accept(self, listener)
+
+Acceptor._accept = hangs
+sys.exit(app.main(sys.argv[2:]))
+"""
+
+
+def test_a_daemon_that_accepts_no_connections_is_not_called_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the engine does."""
+    systemd = Manager(str(tmp_path / "notify"))
+    monkeypatch.setenv("NOTIFY_SOCKET", systemd.name)
+    monkeypatch.setenv("WATCHDOG_USEC", "200000")
+    flag, config = tmp_path / "hangs", demo_config(tmp_path)
+    config.write_text(config.read_text().replace("port: 0", "port: 0, stuck_after_s: 1"))
+    with Daemon(config, command=(sys.executable, "-c", ACCEPTS_NOT, str(flag))) as daemon:
+        daemon.wait_ready()
+        flag.touch()
+        with socket.create_connection((daemon.host, daemon.port), DEADLINE_S):
+            line = daemon.wait_line(lambda line: "not well" in line["msg"])
+            assert (line["unwell"], line["doing"]) == ("modeld-accept", "accepting connections")
+            while not systemd.hears_nothing():  # what was sent before
+                pass
+            systemd.sock.settimeout(0.6)  # six of its intervals
+            with pytest.raises(TimeoutError):
+                systemd.next()
+            systemd.sock.settimeout(DEADLINE_S)
+            flag.unlink()
+            systemd.until("WATCHDOG=1")
+    systemd.sock.close()
+
+
 def verbose(daemon: Daemon, path: str) -> list[str]:
     """The lines of a probe."""
     with socket.create_connection((daemon.host, daemon.port), 10) as client:

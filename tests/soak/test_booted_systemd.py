@@ -131,6 +131,22 @@ def test_the_service_lives_as_its_unit_says(tmp_path: Path, program: Path) -> No
         )
 
 
+def test_a_stop_takes_the_time_that_it_needs_unless_it_hangs(tmp_path: Path, program: Path) -> None:
+    """stop_delay_s is longer than TimeoutStopSec= here."""
+    unit = "[Service]\nWatchdogSec=2\nTimeoutStopSec=1\nRestart=no\n"
+    with booted(tmp_path, program, server=", stop_delay_s: 5", more=unit) as systemd:
+        systemd.systemctl("start", "modeld")
+        systemd.systemctl("stop", "modeld")
+        assert (systemd.show("Result"), systemd.show("ExecMainStatus")) == ("success", "0"), systemd.journal()
+        systemd.systemctl("start", "modeld")
+        pid = systemd.show("MainPID")
+        systemd.systemctl("stop", "--no-block", "modeld")
+        systemd.wait_show("StatusText", "stopping")
+        systemd.run("kill", "-STOP", pid)
+        systemd.wait_show("ActiveState", "failed")
+        assert systemd.show("Result") in ("timeout", "watchdog"), systemd.journal()
+
+
 def test_other_hosts_are_let_in_with_keys(tmp_path: Path, program: Path) -> None:
     """open-address.conf, and the keys as a credential."""
     with booted(tmp_path, program, "open-address", server=', host: "0.0.0.0"') as systemd:
