@@ -90,8 +90,10 @@ def check_cpu(stamp: Stamp, *, where: str) -> None:
 
 
 def lacking(stamp: Stamp) -> list[str]:
-    """The instructions that the library may use and this host's CPU does not name; in vain where Linux names none."""
-    return sorted(set(stamp.cpu_flags) - set(cpu_flags())) if stamp.cpu_flags else []
+    """The instructions that the library may use and this host's CPU does not name. None where Linux names none at all, as in a
+    sandbox without /proc/cpuinfo: nothing is known then."""
+    named = cpu_flags() if stamp.cpu_flags else []
+    return sorted(set(stamp.cpu_flags) - set(named)) if named else []
 
 
 def check_library(stamp: Stamp, digest: str, *, where: str) -> None:

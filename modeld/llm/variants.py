@@ -37,6 +37,8 @@ FORCE = "MODELD_CPU_VARIANT"
 FILE = "variant.json"  # in the state folder
 LIMIT_S = 20.0  # for one try, which takes 0.2 s: all four within the 90 s that systemd gives a start
 MAX_FILE_BYTES = 1 << 16
+CPUINFO = Path("/proc/cpuinfo")
+MODALIAS = Path("/sys/devices/system/cpu/modalias")  # vendor, family, model and features in one line
 
 _PROGRAM = "import sys; sys.path.append(sys.argv[1]); from modeld.llm.librarytrial import main; main(sys.argv[2])"
 _IDENTITY = re.compile(
@@ -128,7 +130,7 @@ def choose(folder: Path | None = None) -> Chosen:
         if taken is None:
             raise LibraryMismatch(f"{FORCE} names a library that does not run here: {tried}; unset it, or name another variant")
         return _chosen(forced, taken, How.FORCED, (tried,), begin)
-    memory = Memory(folder, identity(found)) if folder is not None else None
+    memory = _memory(folder, found)
     remembered = memory.read() if memory is not None else None
     if remembered in found.variants:
         assert remembered is not None
@@ -175,7 +177,8 @@ def survey(folder: Path | None = None) -> Survey:
     forced = os.environ.get(FORCE, "")
     if forced:
         return Survey(found.where, tuple(results), forced if forced in running else None, How.FORCED)
-    remembered = Memory(folder, identity(found)).read() if folder is not None else None
+    memory = _memory(folder, found)
+    remembered = memory.read() if memory is not None else None
     if remembered in found.variants:
         return Survey(found.where, tuple(results), remembered, f"{How.REMEMBERED} from an earlier start")
     return Survey(found.where, tuple(results), running[0] if running else None, How.TRIED if running else "none runs here")
@@ -215,17 +218,25 @@ def try_library(taken: Taken, variant: str, limit_s: float | None = None) -> Tri
     return tried(Verdict.WRONG, str(report["reason"]))
 
 
-def identity(found: LibrarySet, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """A digest of the set and of the CPU: another host, another microcode, another release make another one."""
+def identity(found: LibrarySet, *, cpuinfo: Path = CPUINFO, modalias: Path = MODALIAS) -> str | None:
+    """A digest of the set and of the CPU: another host, another microcode, another release make another one.
+
+    None: nothing tells which CPU this is, so nothing can be remembered about it.
+    """
     libraries = []
     for variant in sorted(found.variants):
         with contextlib.suppress(LibraryMismatch):
             libraries.append([variant, found.stamp(variant).library_sha256])
-    try:
-        text = cpuinfo.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        text = ""
-    cpus = sorted(set(_IDENTITY.findall(text)))  # of all cores, which need not be alike
+    texts = []
+    for path in (cpuinfo, modalias):
+        try:
+            texts.append(path.read_text(encoding="utf-8", errors="replace"))
+        except OSError:
+            texts.append("")
+    # Of all cores, which need not be alike. A sandbox may hide the first (ProcSubset=pid) and leave the second.
+    cpus = sorted(set(_IDENTITY.findall(texts[0]))) or texts[1].split()
+    if not cpus:
+        return None
     return hashlib.sha256(json.dumps([libraries, cpus]).encode()).hexdigest()
 
 
@@ -268,6 +279,11 @@ class Memory:
                 new.unlink()
             # The rest of the state is missed as well, and the switch thread's warning says so.
             log.debug("which library was chosen is not remembered: %s", error)
+
+
+def _memory(folder: Path | None, found: LibrarySet) -> Memory | None:
+    key = identity(found) if folder is not None else None
+    return Memory(folder, key) if folder is not None and key is not None else None
 
 
 def _only(forced: str) -> Chosen:

@@ -109,6 +109,24 @@ def test_a_remembered_choice_starts_no_process(folder: Path, tmp_path: Path, mon
     assert second.tried == ()
 
 
+def test_nothing_is_remembered_of_a_cpu_that_nothing_is_known_of(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(folder, "x86-64-v3")
+    monkeypatch.setattr(variants, "identity", lambda found: None)
+    for _ in range(2):
+        chosen = variants.choose(tmp_path / "state")
+        chosen.ended()
+        assert chosen.how is How.TRIED
+    assert not (tmp_path / "state").exists()
+
+
+def test_a_cpu_that_names_no_instructions_is_tried(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(folder, "x86-64-v3")
+    monkeypatch.setattr(stamp, "cpu_flags", list)  # as under ProcSubset=pid
+    assert variants.choose().how is How.TRIED
+
+
 def test_a_choice_whose_process_did_not_end_in_order_is_tried_again(folder: Path, tmp_path: Path) -> None:
     put(folder, "x86-64-v3")
     assert variants.choose(tmp_path).how is How.TRIED  # and dies
@@ -135,22 +153,32 @@ def test_another_cpu_or_another_set_chooses_anew(folder: Path, tmp_path: Path) -
         text.replace("avx2", "avx2 amx_tile"),
         text + text.replace("stepping\t: 8", "stepping\t: 9"),  # two kinds of cores
         "",
+        "processor\t: 0\n",
     ]
 
-    def identity(cpu: str) -> str:
+    def identity(cpu: str, alias: str = "") -> str | None:
         (tmp_path / "cpuinfo").write_text(cpu)
-        return variants.identity(found(folder), tmp_path / "cpuinfo")
+        (tmp_path / "modalias").write_text(alias)
+        return variants.identity(found(folder), cpuinfo=tmp_path / "cpuinfo", modalias=tmp_path / "modalias")
 
     assert identity(text) == identity(f"cpu MHz : 1\n{text}\ncpu MHz : 2\n{text}")
     assert len({identity(cpu) for cpu in (text, *others)}) == 6
+    assert identity("") is None
+    assert identity("", "cpu:type:x86,ven0000fam0006mod008F:feature:,0000\n") not in (
+        None,
+        identity("", "cpu:type:x86,ven0000fam0006mod00CF:feature:,0000\n"),
+    )
     before = identity(text)
+    assert before is not None
     put(folder, "x86-64-v2")
-    assert identity(text) != before
+    after = identity(text)
+    assert after is not None
+    assert after != before
 
     state = tmp_path / "state"
     variants.Memory(state, before).write("x86-64-v3", running=False)
     assert variants.Memory(state, before).read() == "x86-64-v3"
-    assert variants.Memory(state, identity(text)).read() is None
+    assert variants.Memory(state, after).read() is None
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'{"variant": "x86-64-v3"}', b"[" * 100_000, None])
