@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 
 from modeld.errors import LibraryMismatch
-from modeld.llm import abi, libllama, selftest, variants
+from modeld.llm import abi, libllama, selftest, stamp, variants
 from modeld.llm.libllama import Function
-from scripts import fetch_corpora, fetch_llama
+from scripts import fetch_corpora, fetch_llama, variant
 from scripts.sdist import FetchError, Pin
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -265,12 +265,12 @@ def test_nothing_that_is_built_is_built_again() -> None:
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="there are variants for x86-64 only")
-@pytest.mark.parametrize("variant", variants.NAMES)
-def test_a_variant_needs_what_its_kernels_may_use(tmp_path: Path, variant: str) -> None:
+@pytest.mark.parametrize("name", variants.NAMES)
+def test_a_variant_needs_what_its_kernels_may_use(tmp_path: Path, name: str) -> None:
     """Names of /proc/cpuinfo against the macros of the compiler."""
     script = tmp_path / "ask.cmake"
     script.write_text(
-        f'include("{ROOT}/cmake/Variants.cmake")\nvariant_flags({variant} flags needs)\n'
+        f'include("{ROOT}/cmake/Variants.cmake")\nvariant_flags({name} flags needs)\n'
         f'file(WRITE "{tmp_path}/flags" "${{flags}}")\nfile(WRITE "{tmp_path}/needs" "${{needs}}")\n'
     )
     subprocess.run([shutil.which("cmake") or ROOT / ".venv" / "bin" / "cmake", "-P", script], check=True)
@@ -282,3 +282,44 @@ def test_a_variant_needs_what_its_kernels_may_use(tmp_path: Path, variant: str) 
     macros -= {"SSE", "SSE_MATH", "SSE2", "SSE2_MATH"}  # what every x86-64 CPU has
     names = {"pni": "SSE3", "abm": "LZCNT", "bmi1": "BMI"}
     assert macros == {names.get(need, need.upper().replace("AVX512_", "AVX512")) for need in needs}
+
+
+@pytest.fixture
+def variant_built(tmp_path: Path) -> Path:
+    """As CMake leaves a variant."""
+    folder = tmp_path / "variants" / "x86-64-v3"
+    folder.mkdir(parents=True)
+    shutil.copy(LIBRARY, folder)
+    (folder / "libllama.flags").write_text("GGML_NATIVE=OFF\nneeds=sse2 sse4_2\nvariant=x86-64-v3\n")
+    return folder
+
+
+def released(built: Path, *, untested: bool = False) -> stamp.Stamp:
+    target = built.parent.parent / "release" / built.name
+    header, layout = LLAMA / "include" / "llama.h", ROOT / "build" / "layout_check.c"
+    variant.release(built, target, llama_h=header, layout_check=layout, untested=untested)
+    assert sorted(path.name for path in target.parent.iterdir()) == [built.name]
+    return stamp.parse(stamp.stamp_path(target / "libllama.so").read_text(), where="its stamp")
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="there are variants for x86-64 only")
+def test_a_variant_is_released_when_it_computes_right(variant_built: Path) -> None:
+    made = released(variant_built)
+    assert made.cpu_flags == ["sse2", "sse4_2"]
+    assert made.flags == {"GGML_NATIVE": "OFF", "variant": "x86-64-v3", "self_test": "passed"}
+    assert released(variant_built) == made  # over the one before
+
+
+def test_a_variant_that_this_host_cannot_test_is_not_released_in_silence(variant_built: Path) -> None:
+    (variant_built / "libllama.flags").write_text("needs=avx9000\nvariant=x86-64-v3\n")
+    with pytest.raises(selftest.SelfTestError, match=r"this host cannot test it: its CPU lacks avx9000.*UNTESTED=1"):
+        released(variant_built)
+    assert not (variant_built.parent.parent / "release").exists()
+    assert released(variant_built, untested=True).flags["self_test"] == "not run"
+
+
+def test_a_variant_that_fails_is_not_released(variant_built: Path) -> None:
+    (variant_built / "libllama.so").write_bytes(b"no library")
+    with pytest.raises(selftest.SelfTestError, match="failed its self-test"):
+        released(variant_built)
+    assert not (variant_built.parent.parent / "release").exists()
