@@ -146,7 +146,7 @@ def make_certificate(folder: Path, name: str) -> Path:
     return path
 
 
-def _replaced(text: str, *pairs: tuple[str, str]) -> str:
+def replaced(text: str, *pairs: tuple[str, str]) -> str:
     for old, new in pairs:
         assert old in text, f"the example has no {old!r} any more"
         text = text.replace(old, new)
@@ -154,7 +154,7 @@ def _replaced(text: str, *pairs: tuple[str, str]) -> str:
 
 
 def nginx_example(certificate: Path, listen: str, backend: str) -> str:
-    return _replaced(
+    return replaced(
         (DEPLOY / "nginx.conf").read_text(),
         ("listen 443 ssl;", f"listen {listen} ssl;"),
         ("listen [::]:443 ssl;", ""),
@@ -165,7 +165,7 @@ def nginx_example(certificate: Path, listen: str, backend: str) -> str:
 
 
 def haproxy_example(certificate: Path, bind: str, backend: str) -> str:
-    return _replaced(
+    return replaced(
         (DEPLOY / "haproxy.cfg").read_text(),
         ("bind :443", f"bind {bind}"),
         ("/etc/haproxy/models.example.com.pem", str(certificate)),
