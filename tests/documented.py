@@ -30,6 +30,18 @@ class Block:
     def __str__(self) -> str:
         return f"{self.page}:{self.line}"
 
+    @property
+    def script(self) -> str:
+        """What is to be run: of a console the lines that are typed, with those that they go on in."""
+        if self.language != "console":
+            return self.code
+        typed, goes_on = [], False
+        for line in self.code.splitlines():
+            if goes_on or line.startswith("$ "):
+                typed.append(line if goes_on else line[2:])
+                goes_on = line.endswith("\\")
+        return "\n".join(typed) + "\n"
+
 
 def blocks(page: Path) -> list[Block]:
     text = page.read_text()

@@ -132,6 +132,21 @@ def test_every_route_is_in_the_readme(route: Route) -> None:
     assert re.search(rf"^\|[^|]*[` ]{re.escape(path)}[` ]", README, re.MULTILINE)
 
 
+# -- the index
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = (ROOT / "docs" / "README.md").read_text()
+    assert [page.name for page in PAGES if page.name != "README.md" and f"[{page.name}]({page.name})" not in index] == []
+
+
+def test_every_command_that_a_page_names_exists() -> None:
+    names = {command.name for command in COMMANDS}
+    for page in PAGES:
+        named = set(re.findall(r"(?:`|^\$ )modeld ([a-z]+)\b", page.read_text(), re.MULTILINE))
+        assert named <= names, page.name
+
+
 # -- from llama-server to modeld
 
 

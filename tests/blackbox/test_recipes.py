@@ -45,7 +45,7 @@ def home(tmp_path: Path) -> Path:
 def test_there_is_something_to_run() -> None:
     assert len(TO_RUN) >= 10
     assert len(CONFIGURATIONS) >= 3
-    assert {block.language for block in TO_RUN} == {"sh", "python", "js"}
+    assert {block.language for block in TO_RUN} == {"sh", "console", "python", "js"}
 
 
 @pytest.mark.parametrize("block", [block for block in IN_RECIPES if block.language in PROGRAMS], ids=str)
@@ -56,14 +56,15 @@ def test_a_recipe_says_whether_it_is_run(block: Block) -> None:
 
 @pytest.mark.parametrize("block", TO_RUN, ids=str)
 def test_a_block_does_what_the_page_says(block: Block, daemon: Daemon, home: Path) -> None:
-    script = home / {"sh": "block.sh", "python": "block.py", "js": "block.mjs"}[block.language]
-    script.write_text(re.sub(r"(localhost|127\.0\.0\.1):8080", rf"\1:{daemon.port}", block.code))
+    language = "sh" if block.language == "console" else block.language
+    script = home / {"sh": "block.sh", "python": "block.py", "js": "block.mjs"}[language]
+    script.write_text(re.sub(r"(localhost|127\.0\.0\.1):8080", rf"\1:{daemon.port}", block.script))
     command = {
         "sh": ["bash", "-eu", "-o", "pipefail"],
         "python": [sys.executable, "-W", "error"],
         "js": [shutil.which("node") or "node"],
-    }[block.language]
-    if block.language == "js" and not (shutil.which("node") and (ROOT / "tests/node/node_modules/openai").is_dir()):
+    }[language]
+    if language == "js" and not (shutil.which("node") and (ROOT / "tests/node/node_modules/openai").is_dir()):
         pytest.skip("the Node client is not installed: it takes node (>= 18) and npm (Debian: nodejs, npm), then `make test`")
     environment = {
         **os.environ,
