@@ -44,6 +44,7 @@ class Value:
     name: str  # as the usage shows it
     takes: Takes
     choices: tuple[str, ...] = ()
+    is_named: bool = True  # False: the choices stand in for a name
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +150,7 @@ def _value(action: argparse.Action) -> Value:
     metavar = action.metavar[0] if isinstance(action.metavar, tuple) else action.metavar
     if action.choices is not None:
         choices = tuple(str(choice) for choice in action.choices)
-        return Value(metavar or "|".join(choices), Takes.CHOICE, choices)
+        return Value(metavar or "|".join(choices), Takes.CHOICE, choices, is_named=metavar is not None)
     name = metavar or action.dest.upper()
     takes = BY_DEST.get(action.dest) or BY_NAME.get(name.rpartition("_")[2])
     return Value(name, takes or (Takes.FILE if action.type is Path else Takes.TEXT))

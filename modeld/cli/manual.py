@@ -12,7 +12,7 @@ from pathlib import Path
 
 from modeld import __date__, __version__, exits
 from modeld.arguments import parser
-from modeld.cli.commandtree import Flag, Node, Place, Takes, tree
+from modeld.cli.commandtree import Flag, Node, Place, Value, tree
 from modeld.cli.page import Block, Code, Entry, Heading, Page, Section, Text, to_roff, to_text
 from modeld.config import DEFAULT_PATHS, ENVIRONMENT
 from modeld.settings import LIMIT_KEYS, MODEL_KEYS, SERVER_KEYS, SWITCHING_KEYS, Key
@@ -142,7 +142,9 @@ def _command(node: Node) -> Page:
         commands = [Entry(f"`{inner.path}`", (_sentence(inner.help),)) for inner in node.nodes]
         sections.append(Section("COMMANDS", tuple(commands)))
     if node.places:
-        sections.append(Section("ARGUMENTS", tuple(Entry(_place(place), (_sentence(place.help),)) for place in node.places)))
+        sections.append(
+            Section("ARGUMENTS", tuple(Entry(_place(place), _meaning(place.help, place.value)) for place in node.places))
+        )
     sections.append(Section("OPTIONS", tuple(_options(node))))
     if node.epilog:
         sections.append(Section("NOTES", _texts(node.epilog)))
@@ -267,20 +269,26 @@ def _usage(node: Node) -> str:
 def _call(flag: Flag, name: str) -> str:
     if flag.value is None:
         return f"`{name}`"
-    value = _choices(flag.value.choices) if flag.value.takes is Takes.CHOICE else f"<{flag.value.name}>"
+    value = _value(flag.value)
     return f"`{name}` [{value}]" if flag.optional else f"`{name}` {value}"
 
 
-def _choices(choices: Iterable[str]) -> str:
-    return "|".join(f"`{choice}`" for choice in choices)
+def _value(value: Value) -> str:
+    return f"<{value.name}>" if value.is_named else "|".join(f"`{choice}`" for choice in value.choices)
 
 
 def _place(place: Place) -> str:
-    shown = _choices(place.value.choices) if place.value.takes is Takes.CHOICE else f"<{place.value.name}>"
+    shown = _value(place.value)
     if place.most is None:
         return f"{shown} ..." if place.least else f"[{shown} ...]"
     return f"[{shown}]" if not place.least else " ".join([shown] * place.least)
 
 
 def _flag(flag: Flag) -> Entry:
-    return Entry(", ".join(_call(flag, name) for name in flag.names), (_sentence(flag.help),))
+    return Entry(", ".join(_call(flag, name) for name in flag.names), _meaning(flag.help, flag.value))
+
+
+def _meaning(text: str, value: Value | None) -> tuple[str, ...]:
+    if value is None or not value.choices or not value.is_named:
+        return (_sentence(text),)
+    return (_sentence(text), "One of " + ", ".join(f"`{choice}`" for choice in value.choices) + ".")
