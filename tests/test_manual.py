@@ -100,6 +100,16 @@ def test_every_flag_and_argument_has_a_help_text(node: Node) -> None:
     assert node.help or len(node.words) == 1
 
 
+@pytest.mark.parametrize("name", [name for name, node in NODES.items() if "Exit status: " in node.description])
+def test_exit_statuses_have_a_section_of_their_own(name: str) -> None:
+    told = NODES[name].description.partition("Exit status: ")[2]
+    [section] = [section for section in PAGES[name].sections if section.title == "EXIT STATUS"]
+    numbers = [block.term.strip("`") for block in section.blocks if isinstance(block, Entry)]
+    assert numbers == re.findall(r"(?:^|[,;] )(\d+)\b", told)
+    assert {int(number) for number in numbers} <= set(STATUSES)
+    assert "Exit status:" not in plain(PAGES[name])
+
+
 def test_the_page_of_the_configuration_has_every_key_with_kind_default_and_meaning() -> None:
     text = " ".join(plain(PAGES["modeld.yaml"]).split())
     for key in (*SERVER_KEYS, *SWITCHING_KEYS, *LIMIT_KEYS, *MODEL_KEYS):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 import subprocess
 import sys
@@ -133,10 +134,11 @@ def _program(program: Node) -> Page:
 
 
 def _command(node: Node) -> Page:
+    description, statuses = _description(node)
     sections = [
         Section("NAME", (Text(f"{_page(node)} - {node.help}"),)),
         Section("SYNOPSIS", (Text(_usage(node)),)),
-        Section("DESCRIPTION", _texts(node.description) or (Text(_sentence(node.help)),)),
+        Section("DESCRIPTION", _texts(description) or (Text(_sentence(node.help)),)),
     ]
     if node.nodes:
         commands = [Entry(f"`{inner.path}`", (_sentence(inner.help),)) for inner in node.nodes]
@@ -148,6 +150,8 @@ def _command(node: Node) -> Page:
     sections.append(Section("OPTIONS", tuple(_options(node))))
     if node.epilog:
         sections.append(Section("NOTES", _texts(node.epilog)))
+    if statuses:
+        sections.append(Section("EXIT STATUS", statuses))
     around = ["`modeld`(1)", *(f"`{_page(inner)}`(1)" for inner in node.nodes), f"`{CONFIGURATION}`(5)"]
     sections.append(Section("SEE ALSO", (Text(", ".join(around)),)))
     return Page(_page(node), 1, tuple(sections))
@@ -240,12 +244,24 @@ def _page(node: Node) -> str:
     return "-".join(node.words)
 
 
+def _description(node: Node) -> tuple[str, tuple[Entry, ...]]:
+    """Without its last sentence, `Exit status: 0 it is well, 1 it is not.`, which becomes a section."""
+    text, _, said = node.description.partition("Exit status: ")
+    entries = []
+    for one in re.split(r"[,;] (?=\d)", said.rstrip(". ")) if said else ():
+        status, meaning = re.fullmatch(r"(\d+)[,;]? ?(.*)", one, re.DOTALL).groups()  # type: ignore[union-attr]
+        entries.append(Entry(f"`{status}`", (_sentence(meaning or "success"),)))
+    return text, tuple(entries)
+
+
 def _texts(text: str) -> tuple[Text, ...]:
     return tuple(Text(part) for part in text.split("\n\n") if part.strip())
 
 
 def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:].rstrip(".") + "."
+    """Names of files and of the program keep their small letters."""
+    is_name = re.match(r"modeld\b|[a-z_-]+\.[a-z]", text) is not None
+    return (text[:1] if is_name else text[:1].upper()) + text[1:].rstrip(".") + "."
 
 
 def _usage(node: Node) -> str:

@@ -1,7 +1,8 @@
 """What is a manual page made of, and how does it become roff or plain text? Pure.
 
-Texts are plain, with two marks: `bold` for what is typed as it stands, and <name> for what is put in by the reader. The roff
-uses man(7) with nothing but .TH .SH .SS .PP .TP .RS .RE .EX .EE, which groff and mandoc both know.
+Texts are plain, with two marks: `bold` for what is typed as it stands, and <name> for what is put in by the reader; flags are
+bold by themselves. The roff uses man(7) with nothing but .TH .SH .SS .PP .TP .IP .RS .RE .EX .EE, which groff and mandoc both
+know.
 """
 
 from __future__ import annotations
@@ -64,9 +65,11 @@ class Page:
 
 def spans(text: str) -> Iterator[tuple[str, str]]:
     """The text in pieces, each with its face: R as it is, B bold, I what the reader puts in."""
-    for piece in re.split(r"(`[^`]+`|<[A-Za-z][A-Za-z0-9_|{},-]*>)", text):
+    for piece in re.split(r"(`[^`]+`|<[A-Za-z][A-Za-z0-9_|{},-]*>|(?<![\w-])--[a-z][a-z-]*)", text):
         if piece.startswith("`") and piece.endswith("`") and len(piece) > 2:
             yield "B", piece[1:-1]
+        elif re.fullmatch("--[a-z][a-z-]*", piece):
+            yield "B", piece
         elif piece.startswith("<") and piece.endswith(">"):
             yield "I", piece[1:-1]
         elif piece:
