@@ -70,6 +70,13 @@ def test_groff_and_man_warn_of_nothing(written: Path, name: str, package: str, f
         assert (said.returncode, said.stderr) == (0, ""), path.name
 
 
+def test_man_finds_every_page_by_its_name(written: Path) -> None:
+    """As `man -k` and `whatis` read the NAME section."""
+    said = subprocess.run([tool("lexgrog", "man-db"), *written.iterdir()], capture_output=True, text=True, check=True).stdout
+    names = set(re.findall(r': "(\S+) - \S', said))
+    assert names == {*PAGES, "models.yaml"}
+
+
 def test_pages_are_the_same_bytes_each_time(written: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "TZ": "Asia/Tokyo", "LC_ALL": "C", "PYTHONHASHSEED": "7", "COLUMNS": "40"}
     subprocess.run(

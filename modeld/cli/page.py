@@ -104,7 +104,7 @@ def to_roff(page: Page, *, date: str, version: str, manual: str) -> str:
     """`date` is that of the version, never today's: equal inputs give equal bytes."""
     lines = [
         ".\\\" Made by `modeld manual`; what it says is changed in modeld's sources.",
-        f'.TH {escaped(page.name.upper())} {page.number} {date} "{escaped(version)}" "{escaped(manual)}"',
+        f'.TH {page.name.upper()} {page.number} {date} "{escaped(version)}" "{escaped(manual)}"',
         ".nh",  # names of flags and keys are not broken
         ".ad l",
     ]
