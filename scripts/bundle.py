@@ -46,10 +46,11 @@ sys.exit(main())
 def members(libraries: dict[str, Path]) -> Iterator[tuple[str, bytes]]:
     """Names in the zip file and what they hold; `libraries` by the folder that each is to have in it."""
     yield "__main__.py", MAIN.encode()
-    sources = [path for path in (ROOT / "modeld").rglob("*") if path.suffix in (".py", ".json")]
+    kinds = (".py", ".json", ".html", ".css", ".js", ".svg")  # the last four: the page that browsers get
+    sources = [path for path in (ROOT / "modeld").rglob("*") if path.suffix in kinds]
     for path in sources:
         yield path.relative_to(ROOT).as_posix(), path.read_bytes()
-    for folder in {path.parent for path in sources}:
+    for folder in {path.parent for path in sources if path.suffix == ".py"}:
         if not (folder / "__init__.py").exists():  # zipimport knows no namespace packages
             yield (folder / "__init__.py").relative_to(ROOT).as_posix(), b""
     yaml_folder = Path(yaml.__file__).parent

@@ -1,16 +1,20 @@
-"""A real browser, and a site whose pages tell what they have seen."""
+"""A real browser: one that only shows a page of a site that tells what it has seen, and one that a test looks into."""
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import http.server
+import itertools
 import json
 import os
 import queue
 import shutil
 import subprocess
+import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -82,3 +86,191 @@ def browsing(folder: Path, url: str) -> Iterator[None]:
         finally:
             os.killpg(process.pid, 9)
             process.wait(DEADLINE_S)
+
+
+# Chromium reads commands from descriptor 3 and writes answers to 4, each ended by a zero byte (--remote-debugging-pipe).
+LAUNCH = """
+import os, sys
+ends = [os.dup(os.dup(os.dup(int(fd)))) for fd in sys.argv[1:3]]  # out of the way of 3 and 4
+os.dup2(ends[0], 3)
+os.dup2(ends[1], 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+
+
+class Chromium:
+    """A browser that is driven by its own protocol (Chrome DevTools Protocol) over two pipes. One thread uses it.
+
+    It is one browser for many tests: each opens a tab in a context of its own, which shares nothing with another one.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        read, self._commands = os.pipe()
+        self._answers, write = os.pipe()
+        for fd in (read, write):
+            os.set_inheritable(fd, True)
+        with (folder / "chromium.log").open("wb") as log:
+            command = chromium(folder, "--remote-debugging-pipe", "--hide-scrollbars", "about:blank")
+            self.process = subprocess.Popen(
+                [sys.executable, "-I", "-c", LAUNCH, str(read), str(write), *command],
+                pass_fds=(read, write),
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        os.close(read)
+        os.close(write)
+        self._ids = itertools.count(1)
+        self._cond = threading.Condition()
+        # Guards the two below. Notified when an answer or an event has come, and at the end.
+        self._replies: dict[int, dict[str, Any]] = {}
+        self._listeners: dict[str, Callable[[str, dict[str, Any]], None]] = {}  # by session
+        self._ended = False
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def close(self) -> None:
+        os.killpg(self.process.pid, 9)
+        self.process.wait(DEADLINE_S)
+        self._reader.join()
+        os.close(self._commands)
+        os.close(self._answers)
+
+    def call(self, method: str, session: str | None = None, **parameters: Any) -> Any:
+        number = next(self._ids)
+        message = {"id": number, "method": method, "params": parameters} | ({"sessionId": session} if session else {})
+        data = json.dumps(message).encode() + b"\0"
+        while data:
+            data = data[os.write(self._commands, data) :]
+        with self._cond:
+            arrived = self._cond.wait_for(lambda: number in self._replies or self._ended, DEADLINE_S)
+            assert arrived, f"no answer to {method}"
+            assert number in self._replies, f"the browser ended before it answered to {method}"
+            reply = self._replies.pop(number)
+        assert "error" not in reply, f"{method}: {reply['error']}"
+        return reply["result"]
+
+    @contextlib.contextmanager
+    def tab(self, **options: Any) -> Iterator[Tab]:
+        context = self.call("Target.createBrowserContext")["browserContextId"]
+        target = self.call("Target.createTarget", url="about:blank", browserContextId=context)["targetId"]
+        session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        try:
+            yield Tab(self, session, **options)
+        finally:
+            self._listeners.pop(session, None)
+            self.call("Target.disposeBrowserContext", browserContextId=context)
+
+    def listen(self, session: str, listener: Callable[[str, dict[str, Any]], None]) -> None:
+        """It runs on the thread that reads, and may not call."""
+        self._listeners[session] = listener
+
+    def _read(self) -> None:
+        rest = b""
+        while data := os.read(self._answers, 1 << 16):
+            *messages, rest = (rest + data).split(b"\0")
+            for text in messages:
+                message = json.loads(text)
+                with self._cond:
+                    if "id" in message:
+                        self._replies[message["id"]] = message
+                    elif (listener := self._listeners.get(message.get("sessionId", ""))) is not None:
+                        listener(message["method"], message["params"])
+                    self._cond.notify_all()
+        with self._cond:
+            self._ended = True
+            self._cond.notify_all()
+
+
+KEYS = {"Enter": (13, "\r"), "Tab": (9, ""), "Escape": (27, ""), " ": (32, " ")}
+
+# Kept by the page's own window, so that a violation before the first look is seen, too.
+WITNESS = """
+window.violations = [];
+document.addEventListener("securitypolicyviolation", (event) => violations.push([event.violatedDirective, event.blockedURI]));
+"""
+
+
+class Tab:
+    """A page, what it has asked for (`asked`: addresses) and what it has complained of (`complaints`: its console)."""
+
+    def __init__(self, browser: Chromium, session: str, *, width: int = 1280, height: int = 900, dark: bool = False) -> None:
+        self._browser, self._session = browser, session
+        self.asked: list[str] = []
+        self.complaints: list[str] = []
+        browser.listen(session, self._on_event)
+        for domain in ("Page", "Runtime", "Network", "Log"):
+            self.call(f"{domain}.enable")
+        self.call("Page.addScriptToEvaluateOnNewDocument", source=WITNESS)
+        # Else the page of a browser without a screen is one that nobody looks at.
+        self.call("Emulation.setFocusEmulationEnabled", enabled=True)
+        self.show(width, height, dark=dark)
+
+    def call(self, method: str, **parameters: Any) -> Any:
+        return self._browser.call(method, self._session, **parameters)
+
+    def _on_event(self, method: str, params: dict[str, Any]) -> None:
+        if method == "Network.requestWillBeSent":
+            self.asked.append(params["request"]["url"])
+        elif method == "Runtime.exceptionThrown":
+            self.complaints.append(json.dumps(params["exceptionDetails"])[:2000])
+        elif method == "Log.entryAdded" and params["entry"]["level"] in ("error", "warning"):
+            self.complaints.append(f"{params['entry']['source']}: {params['entry']['text']}")
+        elif method == "Runtime.consoleAPICalled":
+            self.complaints.append(json.dumps(params["args"])[:2000])
+
+    def show(self, width: int, height: int, *, dark: bool = False) -> None:
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+        features = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
+        self.call("Emulation.setEmulatedMedia", features=features)
+
+    def open(self, url: str) -> None:
+        failed = self.call("Page.navigate", url=url).get("errorText")
+        assert not failed, failed
+
+    def js(self, expression: str) -> Any:
+        """The value of an expression in the page; of a promise, what it comes to."""
+        found = self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
+        assert "exceptionDetails" not in found, found["exceptionDetails"]
+        return found["result"].get("value")
+
+    def wait(self, condition: str) -> Any:
+        """The first value of the expression that is something."""
+        deadline = time.monotonic() + DEADLINE_S
+        while not (value := self.js(condition)):
+            shown = self.js("document.body?.innerText")
+            assert time.monotonic() < deadline, f"never: {condition}\n{shown}\n{self.complaints}"
+            self.js("new Promise((resolve) => setTimeout(resolve, 20))")
+        return value
+
+    def text(self, selector: str) -> str:
+        """What can be read there."""
+        return str(self.js(f"document.querySelector({json.dumps(selector)})?.innerText ?? ''")).strip()
+
+    def wait_text(self, selector: str, part: str) -> str:
+        self.wait(f"document.querySelector({json.dumps(selector)})?.innerText.includes({json.dumps(part)})")
+        return self.text(selector)
+
+    def click(self, selector: str) -> None:
+        """As a mouse does it, so that what lies above it, or is disabled, keeps it away."""
+        place = self.wait(
+            f"(() => {{ const e = document.querySelector({json.dumps(selector)}); if (!e || !e.checkVisibility()) return null;"
+            "e.scrollIntoView({block: 'center', behavior: 'instant'}); const b = e.getBoundingClientRect();"
+            "return [b.x + b.width / 2, b.y + b.height / 2] })()"
+        )
+        for kind in ("mousePressed", "mouseReleased"):
+            self.call("Input.dispatchMouseEvent", type=kind, x=place[0], y=place[1], button="left", clickCount=1)
+
+    def press(self, key: str, *, shift: bool = False) -> None:
+        code, text = KEYS[key]
+        common = {"key": key, "windowsVirtualKeyCode": code, "modifiers": 8 if shift else 0}
+        self.call("Input.dispatchKeyEvent", type="keyDown", text=text, **common)
+        self.call("Input.dispatchKeyEvent", type="keyUp", **common)
+
+    def type(self, text: str) -> None:
+        self.call("Input.insertText", text=text)
+
+    def screenshot(self, target: Path, *, whole: bool = True) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shot = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
+        target.write_bytes(base64.b64decode(shot["data"]))

@@ -82,6 +82,13 @@ def test_it_describes_its_routes(lonely: Path) -> None:
     assert int(done.stdout) > 20
 
 
+def test_it_has_the_page_for_browsers(lonely: Path) -> None:
+    program = "import sys; sys.path.insert(0, sys.argv[1])\nfrom modeld.httpapi.frontpage import files\nprint(*sorted(files()))\n"
+    done = run(sys.executable, "-I", "-S", "-c", program, lonely, cwd=lonely.parent)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == sorted(path.name for path in (ROOT / "modeld" / "httpapi" / "page").iterdir())
+
+
 TRY_A_MODEL = (
     "import sys; sys.path.insert(0, sys.argv[1])\n"
     "from pathlib import Path\n"
@@ -128,6 +135,7 @@ def test_it_holds_the_package_yaml_the_library_and_their_licences() -> None:
         "__main__.py",
         "modeld/app.py",
         "modeld/httpapi/openapi.json",
+        "modeld/httpapi/page/index.html",
         "modeld/llm/__init__.py",
         "yaml/__init__.py",
         "libllama.so",
@@ -179,6 +187,9 @@ def test_the_wheel_holds_the_library_and_the_command(tmp_path: Path) -> None:
             "modeld/llm/reference/selftest.json",
             "modeld/llm/reference/demo-calc.gguf",
         } <= names
+        page = {f"modeld/httpapi/page/{path.name}" for path in (ROOT / "modeld" / "httpapi" / "page").iterdir()}
+        assert len(page) > 5
+        assert page <= names
         entry = archive.read(f"modeld-{__version__}.dist-info/entry_points.txt").decode()
         archive.extractall(tmp_path / "site")
     assert "modeld = modeld.app:main" in entry

@@ -42,9 +42,10 @@ def test_every_error_code_that_a_client_can_see_is_documented() -> None:
 
 def events() -> set[str]:
     """What is published or sent by name: the first text of a call that does so."""
-    callers = {"_publish": 0, "event": 0, "event_frame": 1}  # and which of its arguments is the name
+    callers = {"_publish": 0, "event": 0, "event_frame": 1, "passing_frame": 0}  # and which of its arguments is the name
     found = set()
-    for path in [*(ROOT / "modeld" / "manager").glob("*.py"), ROOT / "modeld" / "httpapi" / "control.py"]:
+    senders = [ROOT / "modeld" / "httpapi" / name for name in ("control.py", "load.py")]
+    for path in [*(ROOT / "modeld" / "manager").glob("*.py"), *senders]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in callers:
                 name = node.args[callers[node.func.attr]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from modeld.errors import ModeldError, ShuttingDown
 from modeld.events import Snapshot, SubscriptionEnded
 from modeld.httpapi import schema, sse
+from modeld.httpapi.caller import Access
 from modeld.httpapi.message import EventsResponse, Request, Response, json_response
 from modeld.httpapi.service import Service
 
@@ -13,10 +14,15 @@ def get_models(_: Request, service: Service) -> Response:
     return json_response(200, {"models": [schema.model_info_json(info) for info in service.models()]})
 
 
-def get_status(_: Request, service: Service) -> Response:
+def get_status(request: Request, service: Service) -> Response:
     """The entity tag is what If-Match of /switch takes."""
     status = service.status()
-    return json_response(200, schema.status_json(status), {"ETag": f'"{status.generation}"'})
+    return json_response(200, schema.status_json(status), {"ETag": f'"{status.generation}"', **_scope(request)})
+
+
+def _scope(request: Request) -> dict[str, str]:
+    """What the caller may: a page or a program need not try what is refused."""
+    return {"X-Modeld-Scope": "admin" if Access.ADMIN in request.caller.may else "use"}
 
 
 # -- events
@@ -24,6 +30,7 @@ def get_status(_: Request, service: Service) -> Response:
 
 def get_events(request: Request, service: Service) -> EventsResponse:
     last_event_id = sse.last_event_id(request.head.field("last-event-id"), request.query("last_event_id"))
+    figures = request.has_query("figures")
     request.ticket.begin_stream()
     subscription = service.subscribe(last_event_id)
     before = sse.RETRY  # the first event
@@ -37,7 +44,7 @@ def get_events(request: Request, service: Service) -> EventsResponse:
         # A replay sends what was missed, or a comment: its head must not wait for an event that may be far.
         first, *more = [sse.event_frame(event.id, event.name, dict(event.data)) for event in missed] or [b""]
     frames, before = ((before + first, *more), b"") if first else ((sse.KEEP_ALIVE,), before)
-    return EventsResponse(frames, before, subscription, _error_event, sse.FIELDS)
+    return EventsResponse(frames, before, subscription, _error_event, {**sse.FIELDS, **_scope(request)}, figures)
 
 
 def _first_frames(first: Snapshot) -> tuple[bytes, ...]:

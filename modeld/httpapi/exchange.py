@@ -47,6 +47,8 @@ from modeld.httpapi.watch import ClientWatch
 log = logging.getLogger("modeld.http")
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+# No Content-Length either: of 304 it would be that of the answer with content (RFC 9110 8.6).
+_WITHOUT_CONTENT = (http.HTTPStatus.NO_CONTENT, http.HTTPStatus.NOT_MODIFIED)
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -260,8 +262,8 @@ class Exchange:
     def _send_whole(self, response: Response, keep: bool) -> None:
         self.settle()
         self._record.status = response.status
-        fields = [("Cache-Control", "no-store")]
-        if response.status != http.HTTPStatus.NO_CONTENT:  # which has no Content-Length either (RFC 9110 8.6)
+        fields = [] if "Cache-Control" in response.fields else [("Cache-Control", "no-store")]
+        if response.status not in _WITHOUT_CONTENT:
             fields += [("Content-Type", response.content_type), ("Content-Length", str(len(response.body)))]
         head = self._encode_head(response.status, keep, fields, response.fields)
         # One write: a head alone in its packet would wait for its acknowledgement at some clients.
@@ -301,7 +303,8 @@ class Exchange:
         except Disconnected:
             response.subscription.close()
             raise
-        self._site.followers.add(Follower(self._connection, response.subscription, chunked, self, response.before))
+        follower = Follower(self._connection, response.subscription, chunked, self, response.before, response.figures)
+        self._site.followers.add(follower)
 
     def refusal(self) -> bytes:
         """The rules may be others than when the events began: the frame that ends them, or nothing. Followers' thread."""

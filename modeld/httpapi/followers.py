@@ -9,6 +9,8 @@ A follower is in exactly one of three queues: `silent` (gets a comment when noth
 not take all; it is cut when it does not go on), `leaving` (its stream has ended; what it still sends is read away, so that the
 last bytes arrive). Nothing is taken from the hub for one that is stalled: what it misses stays in the hub's ring, and who falls
 out of that finds the stream ended.
+
+Who watches the load gets a look at it once a second (load.py), unless stalled: then it misses that look.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from modeld.heartbeat import Pulse
 from modeld.httpapi import sse
 from modeld.httpapi.connection import Connection, Disconnected
 from modeld.httpapi.limits import Limits
+from modeld.httpapi.load import LoadFeed
 from modeld.httpapi.message import LAST_FRAME, chunk
 from modeld.threads import start_thread
 
@@ -59,6 +62,7 @@ class Follower:
     chunked: bool
     response: BegunResponse
     before: bytes  # goes in front of the next event's lines
+    figures: bool = False  # it watches the load, too
     unsent: bytes | memoryview = b""
     last: bool = False  # nothing comes behind what is unsent
 
@@ -101,9 +105,10 @@ class _Queue:
 class Followers:
     """`start` and `close` from one thread, `add` and `wake` from any; all else on the thread `modeld-events`."""
 
-    def __init__(self, limits: Limits, release: Callable[[Connection], None]) -> None:
+    def __init__(self, limits: Limits, release: Callable[[Connection], None], load: LoadFeed) -> None:
         """`release` is told of each connection that was closed here."""
         self._release = release
+        self._load = load
         self._lock = threading.Lock()
         # Guards _added, _closed and, with it, that the descriptor of _wake is ours.
         self._added: list[Follower] = []
@@ -115,6 +120,7 @@ class Followers:
         self._thread: threading.Thread | None = None
         # The thread's own:
         self._by_fd: dict[int, Follower] = {}
+        self._watching: dict[Follower, None] = {}  # the load; of those in _by_fd
         self._silent = _Queue(limits.heartbeat_s)
         self._stalled = _Queue(limits.send_s)
         self._leaving = _Queue(limits.linger_s)
@@ -171,8 +177,10 @@ class Followers:
         self.pulse.rest()
 
     def _patience_s(self) -> float:
-        """Until the first follower's time is over."""
+        """Until the first follower's time is over, or the next look at the load is due."""
         ends = [end for queue in (self._silent, self._stalled, self._leaving) if (end := queue.next()) is not None]
+        if self._watching:
+            ends.append(self._load.due)
         return max(0.0, min(ends) - time.monotonic()) if ends else -1
 
     def _take_over(self) -> None:
@@ -187,6 +195,9 @@ class Followers:
         self._silent.put(follower)
         self._epoll.register(fd, select.EPOLLRDHUP)
         follower.subscription.on_event(self.wake)
+        if follower.figures:
+            self._watching[follower] = None
+            self._pass(follower, self._load.latest())
 
     def _tell_all(self) -> None:
         for follower in self._silent.members():
@@ -198,6 +209,19 @@ class Followers:
             self._guarded(self._keep_alive, follower)
         for follower in (*self._stalled.due(), *self._leaving.due()):
             self._drop(follower)
+        if self._watching and time.monotonic() >= self._load.due:
+            self._look_at_the_load()
+
+    def _look_at_the_load(self) -> None:
+        try:
+            frame = self._load.look()
+        except Exception:  # whatever it is, events go on
+            log.exception("a fault while looking at the load")
+            self._watching.clear()
+            return
+        if frame:
+            for follower in list(self._watching):
+                self._guarded(self._pass, follower, frame)
 
     def _guarded(self, step: Callable[..., None], follower: Follower, *more: object) -> None:
         """One follower's fault must not end the streams of all others."""
@@ -249,6 +273,15 @@ class Followers:
             self._send(follower, b"".join(map(chunk, frames) if follower.chunked else frames))
         else:
             self._send(follower, self._bytes_of(events, follower.chunked))
+
+    def _pass(self, follower: Follower, frame: bytes) -> None:
+        """Send what is not kept: one that has not taken what came before does without."""
+        if follower not in self._silent:
+            return
+        if refusal := follower.response.refusal():
+            self._end(follower, refusal)
+        else:
+            self._send(follower, chunk(frame) if follower.chunked else frame)
 
     def _keep_alive(self, follower: Follower) -> None:
         if refusal := follower.response.refusal():
@@ -310,6 +343,7 @@ class Followers:
                 self._epoll.unregister(fd)
         for queue in (self._silent, self._stalled, self._leaving):
             queue.discard(follower)
+        self._watching.pop(follower, None)
         follower.subscription.close()
         if follower.last and not follower.unsent:
             follower.connection.sock.close()

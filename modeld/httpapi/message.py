@@ -108,7 +108,7 @@ class StreamResponse:
 class EventsResponse:
     """A status 200 whose body is `first`, and then the events of the subscription as they come (see followers.py).
 
-    It ends when its caller's key is revoked, with `error_frame` of that.
+    It ends when its caller's key is revoked, with `error_frame` of that. `figures`: with a look at the load now and then.
     """
 
     first: tuple[bytes, ...]  # frames
@@ -116,6 +116,7 @@ class EventsResponse:
     subscription: Subscription
     error_frame: Callable[[ModeldError], bytes]
     fields: Mapping[str, str] = field(default_factory=dict)
+    figures: bool = False
 
 
 def json_response(status: int, value: object, fields: Mapping[str, str] | None = None) -> Response:

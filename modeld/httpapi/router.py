@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from modeld.errors import InvalidRequest, MethodNotAllowed, NotFound
-from modeld.httpapi import control, description, embeddings, health, metrics, openai, ops
+from modeld.httpapi import control, description, embeddings, frontpage, health, metrics, openai, ops
 from modeld.httpapi.caller import Access
 from modeld.httpapi.message import EventsResponse, Request, Response, StreamResponse
 from modeld.httpapi.quotas import Counts
@@ -28,6 +28,8 @@ class Route:
 
 
 ROUTES: tuple[Route, ...] = (
+    Route("GET", "/", frontpage.get_index, Access.OPEN),
+    Route("GET", "/page/{file}", frontpage.get_file, Access.OPEN),
     Route("GET", "/models", control.get_models),
     Route("POST", "/switch", ops.post_switch, Access.ADMIN),
     Route("POST", "/unload", ops.post_unload, Access.ADMIN),

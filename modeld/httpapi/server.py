@@ -27,6 +27,7 @@ from modeld.httpapi.exchange import Exchange, Site
 from modeld.httpapi.followers import Followers
 from modeld.httpapi.limits import Limits
 from modeld.httpapi.listeners import Acceptor, NoThread, listen
+from modeld.httpapi.load import LoadFeed
 from modeld.httpapi.message import encode_head, json_response
 from modeld.httpapi.metrics import Meter
 from modeld.httpapi.places import Places, Verdict
@@ -83,7 +84,7 @@ class HttpServer:
         self._listeners = listen([host] if isinstance(host, str) else host, port, unix_socket, handed)
         self._acceptor = Acceptor(self._listeners, self._admit, self._make_room)
         self._watch = ClientWatch()
-        self._followers = Followers(self._limits, self._release)
+        self._followers = Followers(self._limits, self._release, LoadFeed(service.figures))
         self._closing = os.eventfd(0, os.EFD_CLOEXEC)  # readable once no connection is to wait for another request
         self._meter = Meter(registry or Registry(), service)
         self._meter.registry.collect(self._connection_families)

@@ -23,6 +23,11 @@ def event_frame(event_id: str, name: str, data: object) -> bytes:
     return f"id: {_one_line(event_id)}\nevent: {_one_line(name)}\ndata: {json.dumps(data)}\n\n".encode()
 
 
+def passing_frame(name: str, data: object) -> bytes:
+    """An event without an id: whoever comes back with Last-Event-ID goes on behind the last one that had one."""
+    return f"event: {_one_line(name)}\ndata: {json.dumps(data)}\n\n".encode()
+
+
 def data_frame(data: object) -> bytes:
     """A frame without id and name: on /v1/* anything else makes the official clients fail."""
     return f"data: {json.dumps(data)}\n\n".encode()

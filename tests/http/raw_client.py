@@ -61,7 +61,7 @@ class RawClient:
             fields[name.lower()] = value.strip()
         assert status_line.startswith("HTTP/1.1 ")
         status = int(status_line.split(" ")[1])
-        if method == "HEAD" or status < 200 or status == 204:
+        if method == "HEAD" or status < 200 or status in (204, 304):
             return Answer(status, fields, b"", None)
         if fields.get("transfer-encoding") == "chunked":
             chunks = []

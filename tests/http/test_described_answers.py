@@ -38,7 +38,11 @@ Key = tuple[str, str, int]
 
 
 def target(path: str) -> str:
-    return path.replace("{op_id}", "op-1").replace("{model_id}", "other" if "quarantine" in path else LOADED.id)
+    return (
+        path.replace("{op_id}", "op-1")
+        .replace("{file}", "page.css")
+        .replace("{model_id}", "other" if "quarantine" in path else LOADED.id)
+    )
 
 
 def body_of(method: str, path: str) -> Any:
@@ -207,6 +211,7 @@ BY_THE_EXCHANGE: dict[tuple[int, str], Callable[[Serving, Refused], Answer]] = {
 BY_THE_ROUTE: dict[tuple[str, str], Callable[[Serving, Refused], Answer]] = {
     ("/v1/models/{model_id}", "model_not_found"): unknown,
     ("/ops/{op_id}", "not_found"): unknown,
+    ("/page/{file}", "not_found"): unknown,
     ("/quarantine/{model_id}", "not_found"): unknown,
     ("/props", "model_loading"): without_model(State.LOADING),
     ("/props", "no_model"): without_model(State.ERROR),
@@ -311,11 +316,13 @@ def ended_by_this(serving: Serving) -> Answer:
     return serving.ask("DELETE", "/ops/op-1")
 
 
-def all_events(*fields: str) -> Callable[[Serving], Answer]:
+def all_events(*fields: str, query: str = "") -> Callable[[Serving], Answer]:
     def ask(serving: Serving) -> Answer:
-        client = serving.client().post_only("GET", "/events", None, *fields)
+        client = serving.client().post_only("GET", f"/events{query}", None, *fields)
         with serving.service._cond:
             assert serving.service._cond.wait_for(lambda: serving.service.subscriptions, 10)
+        if query:
+            client.buffer = client.until(b"event: figures") + client.buffer
         for name, data in EVENTS.items():
             serving.service.publish(name, data)
         serving.service.hub.close()
@@ -327,6 +334,8 @@ def all_events(*fields: str) -> Callable[[Serving], Answer]:
 
 
 ANSWERS: dict[Key, list[Callable[[Serving], Answer]]] = {
+    ("GET", "/", 200): [plain("GET", "/"), lambda s: s.ask("GET", "/", None, "Accept: text/html")],
+    ("GET", "/page/{file}", 200): [plain("GET", f"/page/{name}") for name in ("page.css", "page.js", "icon.svg")],
     ("GET", "/models", 200): [plain("GET", "/models")],
     ("POST", "/switch", 200): [
         plain("POST", "/switch", {"model_id": "other", "dry_run": True}),
@@ -351,7 +360,7 @@ ANSWERS: dict[Key, list[Callable[[Serving], Answer]]] = {
         plain("GET", "/status"),
         with_status("/status", op=OP, last_op=replace(ENDED, **failed("load_stalled")), error=OpError("no_model", "none")),
     ],
-    ("GET", "/events", 200): [all_events(), all_events("Last-Event-ID: of-another-life")],
+    ("GET", "/events", 200): [all_events(), all_events("Last-Event-ID: of-another-life"), all_events(query="?figures")],
     ("GET", "/openapi.json", 200): [plain("GET", "/openapi.json")],
     ("GET", "/metrics", 200): [
         plain("GET", "/metrics"),

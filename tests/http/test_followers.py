@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from fake_service import FakeService
 from raw_client import RawClient
 
 from modeld.events import RING_SIZE
-from modeld.httpapi import sse
+from modeld.httpapi import load, sse
 from modeld.httpapi.limits import Limits
 from modeld.httpapi.server import HttpServer
+from modeld.types import Load
 
 Connect = Callable[[], RawClient]
 DEADLINE_S = 10.0
@@ -158,3 +162,103 @@ def test_closing_the_server_cuts_readers_whose_events_do_not_end(server: HttpSer
     follow(client)
     server.close(0.1)
     assert client.rest() == b"\r\n"  # of the chunk that was there; no last chunk
+
+
+# -- who watches the load
+
+
+def figures(client: RawClient) -> dict[str, Any]:
+    """The next look at the load, which has no id."""
+    frame = client.until(b"event: figures\n") + client.until(b"\n\n")
+    assert b"id: " not in frame.split(b"\n\n")[-2].rpartition(b"event: figures")[0].rpartition(b"\r\n")[2]
+    return dict(json.loads(frame.rpartition(b"data: ")[2]))
+
+
+def watch(client: RawClient, *fields: str) -> RawClient:
+    return client.post_only("GET", "/events?figures", None, *fields)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load, "INTERVAL_S", 0.02)
+
+
+def test_who_watches_the_load_is_told_it_at_once_and_when_it_moves(client: RawClient, service: FakeService, quick: None):
+    watch(client)
+    first = figures(client)
+    assert first["slots"] == {"total": 4, "busy": 0}
+    assert first["kv_cells"] == {"total": 4096, "used": 40}
+    assert first["tokens_per_s"] == {"prompt": 0, "generation": 0}
+    service.set_status(load=Load(4, 3, 2), queued_ops=1, waiting=5)
+    while (moved := figures(client))["slots"]["busy"] == 0:
+        pass
+    assert (moved["slots"]["busy"], moved["queue"], moved["queued_ops"], moved["waiting"]) == (3, 2, 1, 5)
+
+
+def test_a_rate_goes_back_to_nothing_when_nothing_is_computed(client: RawClient, service: FakeService, quick: None):
+    watch(client)
+    figures(client)
+    engine = service.figures_now.engine
+    more = replace(engine, n_rows_prompt=engine.n_rows_prompt + 500, n_rows_generation=engine.n_rows_generation + 40)
+    service.figures_now = replace(service.figures_now, engine=more)
+    busy = figures(client)["tokens_per_s"]
+    assert busy["prompt"] > busy["generation"] > 0
+    assert figures(client)["tokens_per_s"] == {"prompt": 0, "generation": 0}
+
+
+def test_who_does_not_watch_it_is_told_nothing_and_nobody_looks(connect, server: HttpServer, service: FakeService, quick):
+    plain, watching = follow(connect()), watch(connect())
+    figures(watching)
+    service.set_status(load=Load(4, 1, 0))
+    while figures(watching)["slots"]["busy"] == 0:
+        pass
+    service.publish("e", {})
+    assert b"figures" not in plain.until(b"event: e")
+    watching.close()
+    wait_until(lambda: n_subscribers(service) == 1)
+    time.sleep(2 * load.INTERVAL_S)  # a look would be due
+    looked_at = server._followers._load._looked_at
+    for _ in range(5):
+        service.publish("e", {})
+        plain.until(b"event: e")
+    assert server._followers._load._looked_at == looked_at
+    assert server._followers._load.due <= time.monotonic()
+
+
+def test_the_load_is_no_part_of_what_is_replayed(connect: Connect, service: FakeService, quick: None):
+    first = watch(connect())
+    figures(first)
+    event_id = service.publish("e", {"n": 1})
+    first.until(event_id.encode())
+    service.publish("e", {"n": 2})
+    again = watch(connect(), f"Last-Event-ID: {event_id}")
+    assert b'{"n": 2}' in (seen := again.until(b"figures"))
+    assert b"snapshot" not in seen
+
+
+@pytest.mark.parametrize("limits", [Limits(send_s=20, heartbeat_s=0.05)])
+def test_a_stalled_reader_misses_looks_and_no_event(client: RawClient, server: HttpServer, service: FakeService, quick: None):
+    watch(client)
+    ids = [service.publish("e", {**LARGE, "n": n}) for n in range(30)]
+    wait_until(lambda: bool(server._followers._stalled.members()))
+    for busy in range(4):
+        service.set_status(load=Load(4, busy, 0))
+    for event_id in ids:
+        client.until(f"id: {event_id}\n".encode())
+    wait_until(lambda: not server._followers._stalled.members())
+    service.set_status(load=Load(4, 4, 0))
+    while figures(client)["slots"]["busy"] != 4:
+        pass
+
+
+def test_a_fault_in_looking_at_the_load_ends_no_stream(client, server: HttpServer, service: FakeService, quick, caplog):
+    watch(client)
+    figures(client)
+
+    def fail() -> Any:
+        raise RuntimeError("no figures today")
+
+    server._followers._load._read = fail
+    wait_until(lambda: "a fault while looking at the load" in caplog.text)
+    service.publish("e", {})
+    client.until(b"event: e")

@@ -23,6 +23,7 @@ from modeld.httpapi.conversation import serve
 from modeld.httpapi.exchange import Site
 from modeld.httpapi.followers import Followers
 from modeld.httpapi.limits import Limits
+from modeld.httpapi.load import LoadFeed
 from modeld.httpapi.metrics import Meter
 from modeld.httpapi.quotas import Quotas
 from modeld.httpapi.router import ROUTES, Route
@@ -230,7 +231,7 @@ def test_who_is_let_in(client: RawClient, service: FakeService, gate: Gate, rule
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.path}")
 def test_each_route_asks_for_its_scope(client: RawClient, gate: Gate, route: Route) -> None:
     gate.rules = CLOSED
-    target = route.path.replace("{op_id}", "op-1").replace("{model_id}", "other")
+    target = route.path.replace("{op_id}", "op-1").replace("{file}", "page.css").replace("{model_id}", "other")
     refused = {
         Access.OPEN: {},
         Access.USE: {None: 401, "wrong": 401},
@@ -247,7 +248,9 @@ def test_each_route_asks_for_its_scope(client: RawClient, gate: Gate, route: Rou
 def test_every_route_that_changes_something_asks_for_admin_or_generates() -> None:
     generate = {"/v1/completions", "/v1/chat/completions", "/v1/embeddings", "/tokenize", "/detokenize", "/apply-template"}
     assert {route.path for route in ROUTES if route.method != "GET" and route.access is not Access.ADMIN} == generate
-    assert {route.path for route in ROUTES if route.access is Access.OPEN} == {"/livez", "/readyz", "/healthz", "/health"}
+    probes = {"/livez", "/readyz", "/healthz", "/health"}
+    page = {"/", "/page/{file}"}  # the same for everybody, and says nothing of this daemon
+    assert {route.path for route in ROUTES if route.access is Access.OPEN} == probes | page
 
 
 def test_who_has_no_key_is_not_told_why_a_model_failed(client: RawClient, service: FakeService, gate: Gate) -> None:
@@ -356,7 +359,7 @@ def over_unix(service: FakeService, gate: Gate, quotas: Quotas) -> Iterator[RawC
     site = Site(
         service,
         watch,
-        Followers(Limits(), lambda _: None),
+        Followers(Limits(), lambda _: None, LoadFeed(service.figures)),
         lambda: False,
         gate,
         quotas,

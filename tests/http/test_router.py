@@ -32,7 +32,21 @@ def test_a_route_is_found(method, path, route, params):
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "*", "/status/", "//status", "/Status", "/op", "/ops/", "/ops/a/b", "/./status", "/v1/../status"]
+    "path",
+    [
+        "*",
+        "/page",
+        "/page/",
+        "/page/a/b",
+        "/status/",
+        "//status",
+        "/Status",
+        "/op",
+        "/ops/",
+        "/ops/a/b",
+        "/./status",
+        "/v1/../status",
+    ],
 )
 def test_other_paths_are_404(path):
     with pytest.raises(NotFound):

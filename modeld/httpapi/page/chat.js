@@ -1,0 +1,160 @@
+// What does the model say? A conversation that streams, can be stopped, and says so where a switch has cut it off.
+
+import {ApiError, ask} from "./api.js";
+import {byId, h, notice, setText} from "./dom.js";
+import {EventParser, readText} from "./events.js";
+import * as words from "./words.js";
+
+export class Chat {
+    #turns = []; // {role, content, whole}
+    #abort = null;
+    #state;
+    #announce;
+
+    constructor(state, announce) {
+        this.#state = state;
+        this.#announce = announce;
+        byId("composer").addEventListener("submit", (event) => {
+            event.preventDefault();
+            this.#send();
+        });
+        byId("prompt").addEventListener("keydown", (event) => {
+            if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+                event.preventDefault();
+                this.#send();
+            }
+        });
+        byId("stop").addEventListener("click", () => this.#abort?.abort());
+        byId("chat-new").addEventListener("click", () => this.#clear());
+    }
+
+    get busy() {
+        return this.#abort !== null;
+    }
+
+    #clear() {
+        this.#abort?.abort();
+        this.#turns = [];
+        byId("turns").replaceChildren(h("p", {class: "empty"}, "A question to whichever model answers. It is kept in this tab alone."));
+        byId("prompt").focus();
+    }
+
+    #send() {
+        const prompt = byId("prompt");
+        const text = prompt.value.trim();
+        if (!text || this.busy) return;
+        prompt.value = "";
+        byId("turns").querySelector(".empty")?.remove();
+        this.#turns.push({role: "user", content: text, whole: true});
+        byId("turns").append(h("div", {class: "turn user"}, h("span", {class: "unseen"}, "You: "), h("div", {class: "text"}, text)));
+        this.#answer();
+    }
+
+    // One answer to what has been said so far. What was cut off is not shown to the model again.
+    async #answer() {
+        const turns = byId("turns");
+        const text = h("div", {class: "text"});
+        const who = h("div", {class: "who"}, this.#state.status?.current_model ?? "model");
+        const end = h("div", {class: "end"});
+        const turn = h("div", {class: "turn model", "aria-busy": "true"}, who, text, end);
+        turns.append(turn);
+        turns.scrollTop = turns.scrollHeight;
+        this.#toggle(new AbortController());
+
+        const answer = {role: "assistant", content: "", whole: false};
+        const meter = {usage: null, firstAt: 0, lastAt: 0, finish: null, done: false};
+        let error = null;
+        try {
+            await this.#stream(answer, who, text, meter);
+            if (!meter.done) error = new ApiError(0, "unreachable", "the stream ended in the middle");
+        } catch (caught) {
+            error = caught.name === "AbortError" || caught instanceof ApiError ? caught : new ApiError(0, "unreachable", "the connection was lost");
+        }
+        this.#toggle(null);
+        turn.removeAttribute("aria-busy");
+        const stopped = error?.name === "AbortError";
+        answer.whole = !error || stopped;
+        if (answer.whole && answer.content) this.#turns.push(answer);
+        setText(end, this.#summary(meter, stopped));
+        if (error && !stopped) this.#tellOfError(turn, error, answer);
+        else this.#announce(stopped ? "Stopped" : `Answer complete. ${answer.content}`);
+        follow(turns);
+    }
+
+    async #stream(answer, who, text, meter) {
+        const fields = new Map([...byId("composer").querySelectorAll("[name]")].map((field) => [field.name, field.value.trim()]));
+        const system = fields.get("system") ? [{role: "system", content: fields.get("system")}] : [];
+        const body = {
+            messages: [...system, ...this.#turns.map(({role, content}) => ({role, content}))],
+            stream: true,
+            stream_options: {include_usage: true},
+        };
+        for (const name of ["temperature", "max_tokens"]) if (fields.get(name)) body[name] = Number(fields.get(name));
+        const response = await ask("POST", "/v1/chat/completions", {body, signal: this.#abort.signal});
+        setText(who, response.headers.get("x-model-id") ?? who.textContent);
+        const parser = new EventParser();
+        const node = text.appendChild(document.createTextNode(""));
+        let failed = null;
+        await readText(response, (piece) => {
+            for (const {data} of parser.push(piece)) {
+                if (data === "[DONE]") {
+                    meter.done = true;
+                    continue;
+                }
+                const frame = JSON.parse(data);
+                if (frame.error) {
+                    failed = new ApiError(200, frame.error.code, frame.error.message);
+                    continue;
+                }
+                meter.usage = frame.usage ?? meter.usage;
+                const choice = frame.choices?.[0];
+                meter.finish = choice?.finish_reason ?? meter.finish;
+                const more = choice?.delta?.content;
+                if (!more) continue;
+                meter.lastAt = performance.now();
+                meter.firstAt ||= meter.lastAt;
+                answer.content += more;
+                node.appendData(more);
+            }
+            follow(byId("turns"));
+        });
+        if (failed) throw failed;
+    }
+
+    #summary({usage, firstAt, lastAt, finish}, stopped) {
+        const n = usage?.completion_tokens;
+        const rate = n > 1 && lastAt > firstAt ? `${words.number((1000 * (n - 1)) / (lastAt - firstAt), 0)} tokens a second` : "";
+        const why = stopped ? "you stopped it" : {length: "it ran out of room", stop: ""}[finish];
+        return words.joined(n !== undefined && words.count(n, "token"), rate, why);
+    }
+
+    #tellOfError(turn, error, answer) {
+        const {title, message, hint} = words.explain(error);
+        const again = h("button", {type: "button", onclick: () => {
+            if (this.busy) return;
+            turn.remove();
+            this.#answer();
+        }}, "Ask again");
+        const cut = error.code === "model_switched";
+        turn.classList.toggle("cut", Boolean(answer.content));
+        if (!answer.content) turn.querySelector(".text").remove();
+        const text = cut && answer.content ? `The answer above is a beginning. ${message}` : [message, hint].filter(Boolean).join(" ");
+        turn.append(notice(cut ? "warn" : "bad", title, text, h("div", {}, again)));
+        this.#announce(`${title}. ${text}`);
+    }
+
+    #toggle(abort) {
+        const focused = document.activeElement;
+        this.#abort = abort;
+        byId("send").hidden = abort !== null;
+        byId("stop").hidden = abort === null;
+        // The button that had the focus has gone: so that a keyboard goes on from where it was.
+        if (focused === byId("send")) byId("stop").focus();
+        else if (focused === byId("stop")) byId("prompt").focus();
+    }
+}
+
+// To the end, unless somebody has scrolled up to read.
+function follow(box) {
+    if (box.scrollHeight - box.scrollTop - box.clientHeight < 120) box.scrollTop = box.scrollHeight;
+}

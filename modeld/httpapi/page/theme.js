@@ -1,0 +1,24 @@
+// Light or dark? As the system has it, unless this button says otherwise.
+
+import {byId, setText} from "./dom.js";
+
+const NAME = "modeld.theme";
+const NEXT = {auto: "light", light: "dark", dark: "auto"};
+const WORDS = {auto: "Theme: auto", light: "Theme: light", dark: "Theme: dark"};
+
+export function startTheme() {
+    let theme = localStorage.getItem(NAME);
+    if (!(theme in NEXT)) theme = "auto";
+    show(theme);
+    byId("theme").addEventListener("click", () => {
+        theme = NEXT[theme];
+        localStorage.setItem(NAME, theme);
+        show(theme);
+    });
+}
+
+function show(theme) {
+    if (theme === "auto") delete document.documentElement.dataset.theme;
+    else document.documentElement.dataset.theme = theme;
+    setText(byId("theme"), WORDS[theme]);
+}
