@@ -32,6 +32,14 @@ ENVIRONMENT = (
 
 SHELLS = ("bash", "zsh", "fish")
 
+DOCTOR = (
+    "One report to carry out of a closed room: versions, the library and whether this processor really runs it, cores, memory, "
+    "limits, configuration, model files, state, network, the systemd service, and the speed of a real decode. Each finding is "
+    "ok, a note, a warning or a problem, with what to do about it; docs/doctor.md explains each. Nothing is changed, a daemon "
+    "that runs is given way to, and neither keys nor contents of files are told. `MODELD_API_KEY` may hold the key for a daemon "
+    "that wants one. Exit status: 0 nothing worse than a warning, 1 a problem."
+)
+
 COMPLETION = (
     "Prints a script that completes commands, flags, values and files, and the ids of models and ops as the daemon has them that "
     "the line is for. For one session: `source <(modeld completion bash)`, the same in zsh, `modeld completion fish | source`. "
@@ -88,6 +96,28 @@ def _add_verify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model_ids", nargs="*", metavar="MODEL_ID", help="the models to look at (default: all)")
 
 
+def _add_doctor(parser: argparse.ArgumentParser) -> None:
+    _add_config(parser)
+    parser.add_argument("--json", action="store_true", help="the report as JSON")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write the report there, and only its result here")
+    parser.add_argument("--no-decode", action="store_true", help="compute nothing: no self-test of the library, no speed")
+    parser.add_argument(
+        "--server",
+        type=_server,
+        metavar="URL",
+        help="the daemon to ask, http://HOST:PORT or unix:/PATH (default: where the configuration has it)",
+    )
+
+
+def _server(text: str) -> object:
+    from modeld.doctor.network import parse_server
+
+    try:
+        return parse_server(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def _add_completion(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("shell", choices=SHELLS, help="whose completion")
 
@@ -123,6 +153,13 @@ COMMANDS = (
         "compute the models' SHA-256 and compare it with the configuration; exit status 0 or 1",
         "modeld.check:run_verify",
         _add_verify,
+    ),
+    Command(
+        "doctor",
+        "look at this host, the configuration and the daemon, and say what to do; exit status 0 or 1",
+        "modeld.doctor.doctor:run",
+        _add_doctor,
+        DOCTOR,
     ),
     Command(
         "completion",

@@ -101,10 +101,10 @@ def resolve(
     over: dict[str, Any] = {}
     for variable, name in ENVIRONMENT.items():
         if environ.get(variable):  # set but empty is how a unit file or a compose file unsets one
-            over[name] = _setting(variable, name, environ[variable])
+            over[name] = setting(variable, name, environ[variable])
     for name, value in (("host", host), ("port", port)):
         if value is not None:
-            over[name] = _setting(f"--{name}", name, str(value))
+            over[name] = setting(f"--{name}", name, str(value))
     server = replace(settled.server, **over)
     keys = load_keys(server.api_key_file, environ)
     check_exposure(server.host, keys, insecure=server.insecure, handed_hosts=handed_hosts)
@@ -297,7 +297,7 @@ def _nearest(node: Node, names: Sequence[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
-def _setting(source: str, name: str, text: str) -> object:
+def setting(source: str, name: str, text: str) -> object:
     """One key of `server` from a flag or a variable, which are text always."""
     kind = next(key.kind for key in SERVER_KEYS if key.name == name)
     number = name in _NUMBERS and re.fullmatch(r"[0-9]{1,9}", text) is not None

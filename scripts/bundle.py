@@ -27,6 +27,7 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 SHEBANG = b"#!/usr/bin/env python3\n"
 REFERENCE = (ROOT / "models" / "selftest.json", ROOT / "models" / "demo-calc.gguf")  # what a library is tried with
+UNIT = ROOT / "deploy" / "modeld.service"  # which `modeld doctor` compares with what is installed
 TIME = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip file can say
 
 # Syntax that any Python 3 reads: an old one must reach the message.
@@ -61,6 +62,7 @@ def members(libraries: dict[str, Path]) -> Iterator[tuple[str, bytes]]:
         yield f"{place}libllama.stamp.json", library.with_suffix(".stamp.json").read_bytes()
     for path in REFERENCE:
         yield f"modeld/llm/reference/{path.name}", path.read_bytes()
+    yield f"modeld/deploy/{UNIT.name}", UNIT.read_bytes()
     yield "licenses/modeld.txt", (ROOT / "LICENSE").read_bytes()
     yield "licenses/llama.cpp.txt", (ROOT / "third_party" / "llama.cpp" / "LICENSE").read_bytes()
     yield "licenses/PyYAML.txt", pyyaml_license(yaml_folder)

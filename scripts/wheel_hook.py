@@ -20,6 +20,10 @@ class LibraryHook(BuildHookInterface[Any]):
         for name in ("selftest.json", "demo-calc.gguf"):  # what a library is tried with
             if (models / name).is_file():
                 build_data["force_include"][str(models / name)] = f"modeld/llm/reference/{name}"
+        if (
+            unit := Path(self.root) / "deploy" / "modeld.service"
+        ).is_file():  # which `modeld doctor` compares with what is installed
+            build_data["force_include"][str(unit)] = f"modeld/deploy/{unit.name}"
         if not (libraries := self._libraries(Path(self.root))):
             return
         build_data["force_include"] |= libraries

@@ -91,7 +91,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "modeld.cli.commandtree",
     ),
     "modeld.cli.completion": ("modeld.arguments", "modeld.exits", "modeld.cli.commandtree"),
-    "modeld.arguments": ("modeld.addresses", "modeld.llm.libllama"),
+    "modeld.arguments": ("modeld.addresses", "modeld.doctor.network", "modeld.llm.libllama"),
     "modeld.exits": (),
     "modeld.serving": ("modeld.",),
     "modeld.daemon": ("modeld.",),
@@ -99,6 +99,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "modeld.hosting": ("modeld.",),
     "modeld.reloader": ("modeld.",),
     "modeld.check": ("modeld.",),
+    "modeld.doctor.": ("modeld.",),
     "modeld.reload": (
         "modeld.config",
         "modeld.keys",
@@ -117,7 +118,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 STAYS_IN: dict[str, tuple[str, ...]] = {
     "ctypes": ("modeld.llm.",),
     "http.server": ("modeld.httpapi.",),
-    "socket": ("modeld.httpapi.", "modeld.notify", "modeld.activation"),
+    # activation: what systemd hands over; the doctor asks a daemon, and whether an address is free.
+    "socket": ("modeld.httpapi.", "modeld.notify", "modeld.activation", "modeld.doctor.network"),
     "socketserver": ("modeld.httpapi.",),
     "yaml": ("modeld.yamltree",),
     "jinja2": ("modeld.llm.jinja",),

@@ -25,6 +25,7 @@ VARIABLES = {
     "MODELD_CONFIG": "Stands for `--config`.",
     **{name: f"Stands for `{key}` of `server` in the configuration." for name, key in ENVIRONMENT.items()},
     "MODELD_API_KEYS": "`modeld serve`: lines of keys, beside those of `server.api_key_file`.",
+    "MODELD_API_KEY": "`modeld doctor`: the key for a daemon that wants one.",
     "MODELD_LIBRARY": "The libllama.so to use in place of modeld's own. It needs its stamp beside it.",
     "MODELD_CPU_VARIANT": "Which library of a release build is used, by its name (x86-64-v3). Else the best that computes is "
     "found by trying.",
