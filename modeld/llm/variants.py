@@ -60,7 +60,7 @@ class Verdict(StrEnum):
 
 class How(StrEnum):
     ONLY = "the only library"
-    FORCED = f"{FORCE} names it"
+    FORCED = "MODELD_CPU_VARIANT names it"
     REMEMBERED = "remembered"
     TRIED = "the first that computes right"
 
@@ -126,9 +126,11 @@ def choose(folder: Path | None = None) -> Chosen:
     if forced:
         taken, tried = _tried(found, forced) if forced in found.variants else (None, None)
         if tried is None:
-            raise LibraryMismatch(f"{FORCE} is {forced!r}, but {found.where} has {', '.join(_ordered(found))}")
+            raise LibraryMismatch(f"MODELD_CPU_VARIANT is {forced!r}, but {found.where} has {', '.join(_ordered(found))}")
         if taken is None:
-            raise LibraryMismatch(f"{FORCE} names a library that does not run here: {tried}; unset it, or name another variant")
+            raise LibraryMismatch(
+                f"MODELD_CPU_VARIANT names a library that does not run here: {tried}; unset it, or name another variant"
+            )
         return _chosen(forced, taken, How.FORCED, (tried,), begin)
     memory = _memory(folder, found)
     remembered = memory.read() if memory is not None else None
@@ -288,7 +290,9 @@ def _memory(folder: Path | None, found: LibrarySet) -> Memory | None:
 
 def _only(forced: str) -> Chosen:
     if forced and not os.environ.get("MODELD_LIBRARY"):
-        raise LibraryMismatch(f"{FORCE} is {forced!r}, but this modeld has one library, for the CPU that built it; unset it")
+        raise LibraryMismatch(
+            f"MODELD_CPU_VARIANT is {forced!r}, but this modeld has one library, for the CPU that built it; unset it"
+        )
     path, stamp = bundle.library_path()
     return Chosen(stamp.flags.get("variant", NATIVE), path, stamp, How.ONLY)
 
