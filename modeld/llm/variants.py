@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -73,6 +74,7 @@ class Tried:
     verdict: Verdict
     detail: str  # which instructions, which signal, off by how much
     seconds: float
+    lasting: bool = False  # this CPU cannot run it, and another try would end alike
 
     def __str__(self) -> str:
         return f"{self.variant}: {self.detail}"
@@ -138,14 +140,16 @@ def choose(folder: Path | None = None) -> Chosen:
         assert remembered is not None
         with contextlib.suppress(LibraryMismatch):  # damaged since: the tries say so
             return _chosen(remembered, found.take(remembered), How.REMEMBERED, (), begin, memory)
-    passed_over: list[Tried] = []
+    results: list[Tried] = []
     for variant in _ordered(found):
         taken, tried = _tried(found, variant)
-        passed_over.append(tried)
         if taken is not None:
-            return _chosen(variant, taken, How.TRIED, tuple(passed_over), begin, memory)
+            # A better one that hung, was killed or could not be read may run the next time: nothing is remembered then.
+            keep = memory if all(result.lasting for result in results) else None
+            return _chosen(variant, taken, How.TRIED, (*results, tried), begin, keep)
+        results.append(tried)
     raise LibraryMismatch(
-        f"none of the {len(passed_over)} libraries in {found.where} runs here ({'; '.join(map(str, passed_over))});"
+        f"none of the {len(results)} libraries in {found.where} runs here ({'; '.join(map(str, results))});"
         " build modeld from source on this host: make build"
     )
 
@@ -193,8 +197,8 @@ def try_library(taken: Taken, variant: str, limit_s: float | None = None) -> Tri
     order = {"parent_pid": os.getpid(), "library": os.fspath(taken.path)}
     command = [sys.executable, "-I", "-S", "-B", "-c", _PROGRAM, os.fspath(bundle.PACKAGE.parent), json.dumps(order)]
 
-    def tried(verdict: Verdict, detail: str) -> Tried:
-        return Tried(variant, verdict, detail, time.monotonic() - begin)
+    def tried(verdict: Verdict, detail: str, *, lasting: bool = False) -> Tried:
+        return Tried(variant, verdict, detail, time.monotonic() - begin, lasting)
 
     try:
         done = subprocess.run(
@@ -214,7 +218,8 @@ def try_library(taken: Taken, variant: str, limit_s: float | None = None) -> Tri
     try:
         report: Mapping[str, Any] = json.loads(done.stdout)
     except ValueError:
-        return tried(Verdict.DIED, f"died {how_it_ended(done.returncode, done.stderr)}")
+        how = how_it_ended(done.returncode, done.stderr)
+        return tried(Verdict.DIED, f"died {how}", lasting=done.returncode == -signal.SIGILL)
     if "off_by" in report:
         return tried(Verdict.RUNS, f"runs, logits within {report['off_by']:.2g} of the reference")
     return tried(Verdict.WRONG, str(report["reason"]))
@@ -309,7 +314,8 @@ def _tried(found: LibrarySet, variant: str) -> tuple[Taken | None, Tried]:
     try:
         stamp = found.stamp(variant)
         if lacking := stamps.lacking(stamp):
-            return None, Tried(variant, Verdict.LACKS, f"this CPU lacks {', '.join(lacking)}", time.monotonic() - begin)
+            detail = f"this CPU lacks {', '.join(lacking)}"
+            return None, Tried(variant, Verdict.LACKS, detail, time.monotonic() - begin, lasting=True)
         taken = found.take(variant)
     except LibraryMismatch as error:
         return None, Tried(variant, Verdict.DAMAGED, str(error), time.monotonic() - begin)

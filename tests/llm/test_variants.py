@@ -109,6 +109,18 @@ def test_a_remembered_choice_starts_no_process(folder: Path, tmp_path: Path, mon
     assert second.tried == ()
 
 
+@on_x86
+@pytest.mark.parametrize(("fault", "how"), [("illegal", How.REMEMBERED), ("aborts", How.TRIED), ("wrong", How.TRIED)])
+def test_what_may_run_the_next_time_is_tried_again(folder: Path, tmp_path: Path, fault: str, how: How) -> None:
+    put(folder, "x86-64-v4", fault)
+    put(folder, "x86-64-v3")
+    for _ in range(2):
+        chosen = variants.choose(tmp_path / "state")
+        chosen.ended()
+        assert chosen.variant == "x86-64-v3"
+    assert chosen.how is how
+
+
 def test_nothing_is_remembered_of_a_cpu_that_nothing_is_known_of(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
