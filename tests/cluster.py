@@ -32,6 +32,7 @@ OVERLAP: dict[str, object] = {"strategy": "overlap"}
 
 CONFIG = """
 server: {{host: 127.0.0.1, port: 0, stop_delay_s: {stop_delay_s}}}
+switching: {{probe: false}}
 default_model: demo-stories
 models:
   - {{id: demo-stories, path: {models}/demo-stories.gguf, n_ctx: 4096, n_parallel: 8, n_threads: 1}}
