@@ -10,7 +10,8 @@ import pytest
 
 from modeld.errors import LoadFailed, ModelLoading, ModelSwitched, ShuttingDown
 from modeld.policy import OnBusy, OnInflight, Strategy, SwitchOptions, SwitchPolicy
-from modeld.types import GenerateRequest, ModelSpec, OpState, Phase, State, Status, SwitchOp
+from modeld.types import GenerateRequest, ModelSpec, OpReason, OpState, Phase, State, Status, SwitchOp
+from tests.fake_runner import DEADLINE_S
 from tests.switch_bench import Bench, Make, error_of
 
 REQUEST = GenerateRequest("r1", ("hello",))
@@ -303,3 +304,29 @@ def test_the_time_it_took_is_in_the_metrics_and_the_journal(bench: Make, tmp_pat
     b.manager.close()
     assert b.manager.metrics.seconds()["divert"].n == 1
     assert '"divert"' in (tmp_path / "ops.jsonl").read_text()
+
+
+def test_a_request_that_brings_a_switch_about_waits_for_no_balancer(bench: Make) -> None:
+    """With auto_switch requests wait and none is refused."""
+    b = bench(SwitchPolicy(auto_switch=True, ready_delay_s=3600))
+    b.load("a")
+    admission = b.manager.admit(replace(REQUEST, model_id="b"))
+    assert admission.wait(0.0) is None
+    b.load("b")
+    assert admission.wait(DEADLINE_S) is not None
+    op = b.manager.ops()[0]
+    assert (op.reason, "divert" in op.steps_ms) == (OpReason.AUTO, False)
+
+
+@pytest.mark.parametrize("auto_switch", [False, True])
+def test_an_idle_model_is_taken_away_behind_the_balancers_back_only_where_requests_wait(bench: Make, auto_switch: bool) -> None:
+    b = bench(SwitchPolicy(auto_switch=auto_switch, idle_unload_s=86_400, ready_delay_s=3600))
+    b.load("a")
+    tenant = b.manager._life.tenant()
+    assert tenant is not None
+    tenant.used_at -= 100_000
+    b.manager._life.poke()
+    if auto_switch:
+        b.follower.until("model_unloaded")
+    else:
+        b.wait(lambda: b.manager.status().diverting)

@@ -7,7 +7,7 @@ import time
 from dataclasses import replace
 
 from modeld.manager.state import Lifecycle
-from modeld.policy import OnInflight, SwitchPolicy
+from modeld.policy import OnInflight, SwitchOptions, SwitchPolicy
 
 
 class Upkeep:
@@ -33,11 +33,11 @@ class Upkeep:
         tenant = self._life.tenant()
         used_at = tenant.used_at if tenant is not None else 0.0  # before the look at what it does
         if tenant is not None and self._idle_at(policy) <= time.monotonic():
-            self._life.accept_idle(tenant, used_at, replace(policy.options(), on_inflight=OnInflight.DRAIN))
+            self._life.accept_idle(tenant, used_at, _own_options(policy))
 
     def _follow_demand(self, policy: SwitchPolicy) -> None:
         if self._demand_at(policy) <= time.monotonic():
-            self._life.accept_demanded(replace(policy.options(), on_inflight=OnInflight.DRAIN))
+            self._life.accept_demanded(_own_options(policy))
 
     def _idle_at(self, policy: SwitchPolicy) -> float:
         """When the model is to be unloaded because nobody uses it; infinity while somebody does, or none is to be."""
@@ -59,3 +59,10 @@ class Upkeep:
         if not self._life.n_entering(tenant) and not tenant.runner.load().n_open:
             return 0.0
         return tenant.since + policy.auto_switch_min_stay_s
+
+
+def _own_options(policy: SwitchPolicy) -> SwitchOptions:
+    """How an op is done that nobody asked for: it cuts nobody. With auto_switch requests wait for it and none is refused, so
+    that no balancer has to look away first, and nobody waits for that, too."""
+    options = replace(policy.options(), on_inflight=OnInflight.DRAIN)
+    return replace(options, ready_delay_s=0.0) if policy.auto_switch else options
