@@ -124,6 +124,18 @@ def test_zsh_offers_one_of_two_that_exclude_each_other(folder: Path) -> None:
         assert "--wait" not in at.completed("modeld switch --no-wait --")
 
 
+def test_zsh_loads_it_from_a_folder_of_its_fpath(folder: Path) -> None:
+    """As a package installs it: a file _modeld, whose first call defines what it calls."""
+    functions = folder / "functions"
+    functions.mkdir()
+    (functions / "_modeld").write_text(GENERATORS["zsh"](tree(made_up())))
+    script = folder / "fpath.zsh"
+    script.write_text(f"fpath=({functions} $fpath)\ncompinit -D -u\n")
+    with shell("zsh", script, folder / "work", environment(folder)) as at:
+        assert at.completed("modeld sw") == ["switch"]
+        assert at.completed("modeld switch --on-busy re") == ["reject"]
+
+
 @pytest.mark.parametrize("name", GENERATORS)
 def test_every_command_and_flag_of_modeld_is_offered(name: str, folder: Path) -> None:
     program = tree(parser())

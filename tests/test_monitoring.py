@@ -153,6 +153,12 @@ def test_each_alert_points_to_what_to_do(rule: dict[str, Any]) -> None:
     assert {name for name, _ in METRIC.findall(found[1])} <= {name for name, _, _ in ROWS}
 
 
+def test_the_guide_names_metrics_that_exist() -> None:
+    named = set(re.findall(r"`((?:modeld|process)_[a-z_]+)`", OPERATIONS))
+    assert len(named) > 15
+    assert named <= {name for name, _, _ in ROWS}
+
+
 def test_no_alert_is_described_that_is_no_rule() -> None:
     described = re.findall(r"^### (\w+)$", OPERATIONS.split("\n## Alerts\n")[1].split("\n## ")[0], re.MULTILINE)
     assert described == [rule["alert"] for rule in RULES]
