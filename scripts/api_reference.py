@@ -298,7 +298,9 @@ class _Book:
                 if high == 0:
                     return "empty array"
                 count = number.get((low is not None, high is not None), "")
-                return f"array of {count}{self.type(schema.get('items', {}), depth)}"
+                if not schema.get("items"):
+                    return f"array of {count}".strip() if count else "array"
+                return f"array of {count}{self.type(schema['items'], depth)}"
             case "integer" | "number":
                 low = schema.get("minimum", schema.get("exclusiveMinimum"))
                 high = schema.get("maximum", schema.get("exclusiveMaximum"))
