@@ -271,6 +271,8 @@ class Tab:
         self.call("Input.insertText", text=text)
 
     def screenshot(self, target: Path, *, whole: bool = True) -> None:
+        self.call("Input.dispatchMouseEvent", type="mouseMoved", x=0, y=0)
+        self.js("scrollTo(0, 0)")
         target.parent.mkdir(parents=True, exist_ok=True)
         shot = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
         target.write_bytes(base64.b64decode(shot["data"]))

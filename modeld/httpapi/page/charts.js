@@ -37,7 +37,7 @@ class Chart {
     #draw() {
         const known = this.#values.filter((value) => value !== null);
         const highest = Math.max(0, ...known);
-        const top = Math.max(this.#least, round(highest));
+        const top = highest <= this.#least ? this.#least : round(highest);
         let path = "";
         let first = null;
         this.#values.forEach((value, i) => {
@@ -63,9 +63,9 @@ function round(value) {
 }
 
 export class Charts {
-    #tokens = new Chart("Tokens", {least: 10, unit: "a second"});
+    #tokens = new Chart("Tokens/s", {least: 10});
     #slots = new Chart("Slots in use", {least: 1});
-    #queue = new Chart("Waiting", {least: 4, unit: "in the queue"});
+    #queue = new Chart("Queued", {least: 4});
     #state;
 
     constructor(state) {
@@ -73,6 +73,7 @@ export class Charts {
         byId("charts").append(this.#tokens.element, this.#slots.element, this.#queue.element);
         // Redraws what has been told; nothing is asked for. Where nothing changes the daemon says nothing.
         setInterval(() => this.step(), 1000);
+        this.step();
     }
 
     step() {

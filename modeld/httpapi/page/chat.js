@@ -8,6 +8,7 @@ import * as words from "./words.js";
 export class Chat {
     #turns = []; // {role, content, whole}
     #abort = null;
+    #atEnd = true; // nobody has scrolled up to read
     #state;
     #announce;
 
@@ -26,6 +27,10 @@ export class Chat {
         });
         byId("stop").addEventListener("click", () => this.#abort?.abort());
         byId("chat-new").addEventListener("click", () => this.#clear());
+        const box = byId("turns");
+        box.addEventListener("scroll", () => {
+            this.#atEnd = box.scrollHeight - box.scrollTop - box.clientHeight < 40;
+        });
     }
 
     get busy() {
@@ -58,7 +63,8 @@ export class Chat {
         const end = h("div", {class: "end"});
         const turn = h("div", {class: "turn model", "aria-busy": "true"}, who, text, end);
         turns.append(turn);
-        turns.scrollTop = turns.scrollHeight;
+        this.#atEnd = true;
+        this.#follow();
         this.#toggle(new AbortController());
 
         const answer = {role: "assistant", content: "", whole: false};
@@ -78,7 +84,7 @@ export class Chat {
         setText(end, this.#summary(meter, stopped));
         if (error && !stopped) this.#tellOfError(turn, error, answer);
         else this.#announce(stopped ? "Stopped" : `Answer complete. ${answer.content}`);
-        follow(turns);
+        this.#follow();
     }
 
     async #stream(answer, who, text, meter) {
@@ -116,7 +122,7 @@ export class Chat {
                 answer.content += more;
                 node.appendData(more);
             }
-            follow(byId("turns"));
+            this.#follow();
         });
         if (failed) throw failed;
     }
@@ -143,6 +149,11 @@ export class Chat {
         this.#announce(`${title}. ${text}`);
     }
 
+    #follow() {
+        const box = byId("turns");
+        if (this.#atEnd) box.scrollTop = box.scrollHeight;
+    }
+
     #toggle(abort) {
         const focused = document.activeElement;
         this.#abort = abort;
@@ -152,9 +163,4 @@ export class Chat {
         if (focused === byId("send")) byId("stop").focus();
         else if (focused === byId("stop")) byId("prompt").focus();
     }
-}
-
-// To the end, unless somebody has scrolled up to read.
-function follow(box) {
-    if (box.scrollHeight - box.scrollTop - box.clientHeight < 120) box.scrollTop = box.scrollHeight;
 }

@@ -3,7 +3,7 @@
 import {ApiError, ask} from "./api.js";
 
 const FIRST_WAIT_MS = 500;
-const LONGEST_WAIT_MS = 15_000;
+const LONGEST_WAIT_MS = 5000;
 const SILENCE_MS = 60_000; // the daemon says something every 15 s; a host that vanished says nothing
 
 // Server-sent events out of pieces of text (WHATWG HTML, section 9.2.6).
@@ -113,7 +113,7 @@ export class EventSourceWithKey {
                 continue;
             }
             if (error?.name === "AbortError") continue;
-            const wait = Math.min(LONGEST_WAIT_MS, FIRST_WAIT_MS * 2 ** this.#failures) * (0.8 + 0.4 * Math.random());
+            const wait = Math.min(LONGEST_WAIT_MS, FIRST_WAIT_MS * 2 ** this.#failures) * (0.7 + 0.3 * Math.random());
             this.#failures += 1;
             this.onPhase({phase: "lost", retryAt: performance.now() + wait, error});
             await new Promise((resolve) => {

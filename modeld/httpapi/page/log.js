@@ -25,7 +25,7 @@ export class Log {
         const [level, text, more] = tell(event);
         const row = (key && this.#parts.get(key)) || this.#add();
         if (key) this.#parts.set(key, row);
-        else if (data.op_id) this.#parts.clear();
+        else if (data.op_id && name !== "model_switch_started") this.#end(data);
         row.dataset.level = level;
         setIcon(row, SYMBOLS[level]);
         setText(row.querySelector(".what"), text);
@@ -37,6 +37,16 @@ export class Log {
         row.dataset.level = level;
         setIcon(row, SYMBOLS[level]);
         setText(row.querySelector(".what"), text);
+    }
+
+    // What was under way when the op ended is so no longer.
+    #end({op_id: opId}) {
+        for (const [key, row] of this.#parts) {
+            if (!key.startsWith(`${opId} `)) continue;
+            if (row.dataset.level === "now") row.dataset.level = "info";
+            setIcon(row, SYMBOLS[row.dataset.level]);
+            this.#parts.delete(key);
+        }
     }
 
     #add() {

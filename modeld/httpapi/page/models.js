@@ -50,13 +50,13 @@ export class Models {
             go: h("button", {type: "button", "aria-label": `Switch to ${id}`, onclick: () => this.#switch(id)}, "Switch"),
             lift: h("button", {type: "button", "aria-label": `Lift the quarantine of ${id}`, onclick: () => this.#lift(id)}, "Lift quarantine"),
         };
-        row.item = h("li", {}, h("h3", {}, row.name, row.id), row.badge, h("div", {class: "acts"}, row.lift, row.go), row.meta);
+        row.item = h("li", {}, h("div", {}, h("h3", {}, row.name, row.id), row.meta), row.badge, h("div", {class: "acts"}, row.lift, row.go));
         this.#rows.set(id, row);
         return row;
     }
 
     #update(row, model) {
-        const {status, op, scope} = this.#state;
+        const {status, op, scope, link} = this.#state;
         setText(row.name, model.name || model.id);
         setText(row.id, model.name && model.name !== model.id ? model.id : "");
         const missing = model.size_bytes === null;
@@ -65,7 +65,8 @@ export class Models {
         const quarantined = status?.quarantined?.includes(model.id);
         const answers = status?.current_model === model.id;
         const coming = op?.kind === "switch" && op.target === model.id;
-        const [kind, symbol, text] = answers ? ["ready", "ready", "Answers"]
+        const lost = link.phase === "lost" || link.phase === "refused";
+        const [kind, symbol, text] = answers ? (lost ? ["", "none", "Answered last"] : ["ready", "ready", "Answers"])
             : coming ? ["loading", "loading", "Coming"]
             : quarantined ? ["bad", "error", "In quarantine"]
             : missing ? ["bad", "error", "File missing"] : ["", "none", "Not loaded"];

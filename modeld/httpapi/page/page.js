@@ -9,7 +9,7 @@ import {EventSourceWithKey} from "./events.js";
 import {Log} from "./log.js";
 import {Models} from "./models.js";
 import {READ_AGAIN, apply, newState} from "./state.js";
-import {Announcer, renderElapsed, renderLink, renderStatus} from "./status.js";
+import {Announcer, renderElapsed, renderFacts, renderLink, renderStatus} from "./status.js";
 import {startTheme} from "./theme.js";
 
 const HIDDEN_MS = 60_000; // then a tab that nobody looks at gives its connection back
@@ -97,6 +97,7 @@ function render() {
 }
 
 setInterval(() => {
+    if (state.link.phase === "live") renderFacts(state);
     if (state.op) renderElapsed(state);
     if (state.link.phase === "lost") renderLink(state);
 }, 100);

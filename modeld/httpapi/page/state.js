@@ -6,6 +6,7 @@ export function newState() {
     return {
         link: {phase: "connecting", retryAt: null, error: null},
         scope: null, // "use" or "admin", once the daemon has said it
+        startedAt: null, // when the daemon started, of performance.now()
         status: null, // the body of /status, as the events have left it
         figures: null, // of the event `figures`
         op: null, // the one that runs
@@ -62,6 +63,7 @@ export function apply(state, event, now, serverNow) {
         state.status = data;
         state.op = opOfSnapshot(data.op, now, serverNow);
         state.shutdown = data.stopping ? {} : null;
+        state.startedAt = now - data.uptime_s * 1000;
         return;
     }
     const status = state.status;

@@ -33,13 +33,18 @@ export function renderStatus(state) {
     const model = status?.current_model ?? (kind === "loading" ? target : null);
     setText(byId("model"), model ?? (status ? "No model" : "\u00a0"));
     setText(byId("about"), status ? about(state, kind, target) : "\u00a0");
-    setText(byId("status-facts"), status ? `generation ${status.generation}` : "");
+    renderFacts(state);
     byId("unload").hidden = !status?.current_model || Boolean(op);
     setText(byId("last-op"), status?.last_op ? last(status.last_op) : "");
     setText(byId("version"), status ? `modeld ${status.version}` : "");
     renderNotices(state);
     renderOp(state);
     document.title = title(state, kind, model, lost);
+}
+
+export function renderFacts({status, startedAt}) {
+    const up = status && startedAt !== null ? `up ${words.longTime((performance.now() - startedAt) / 1000)}` : "";
+    setText(byId("status-facts"), status ? words.joined(`generation ${status.generation}`, up) : "");
 }
 
 function about({status, op, models}, kind, target) {
@@ -60,9 +65,9 @@ function last(op) {
 }
 
 function title({op}, kind, model, lost) {
-    if (lost) return "Connection lost – modeld";
-    if (op) return `${op.parts.find((part) => part.name === op.now)?.pct ?? 0} % ${op.target ?? "unload"} – modeld`;
-    return `${kind === "error" ? "! " : ""}${model ?? "no model"} – modeld`;
+    if (lost) return "Connection lost · modeld";
+    if (op) return `${op.parts.find((part) => part.name === op.now)?.pct ?? 0} % ${op.target ?? "unload"} · modeld`;
+    return `${kind === "error" ? "! " : ""}${model ?? "no model"} · modeld`;
 }
 
 // -- notices
@@ -139,8 +144,11 @@ export function renderElapsed({op, link}) {
 export class Announcer {
     #quarter = -1;
 
+    // One below the other: what comes quickly after it takes nothing away from who is still being told.
     say(text) {
-        byId("announcer").textContent = text;
+        const box = byId("announcer");
+        box.append(h("p", {}, text));
+        while (box.children.length > 20) box.firstChild.remove();
     }
 
     event({name, data}, state) {

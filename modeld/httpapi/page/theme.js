@@ -20,5 +20,5 @@ export function startTheme() {
 function show(theme) {
     if (theme === "auto") delete document.documentElement.dataset.theme;
     else document.documentElement.dataset.theme = theme;
-    setText(byId("theme"), WORDS[theme]);
+    setText(byId("theme-words"), WORDS[theme]);
 }

@@ -119,12 +119,12 @@ export function tell({name, data, restarted}) {
     switch (name) {
         case "snapshot": {
             const at = data.current_model ? `${data.current_model} answers` : "no model answers";
-            return ["info", restarted ? `Connected to a daemon that was started anew: ${at}` : `Connected: ${at}`];
+            return ["info", `Connected: ${at}`];
         }
         case "resync":
-            return ["info", "What was missed is no longer held; the state is read anew"];
+            return ["info", restarted ? "The daemon was started anew" : "What was missed is no longer held; the state is read anew"];
         case "model_switch_started":
-            return ["now", target === null ? "Unload began" : `Switch to ${target} began`, data.strategy === "overlap" ? "beside the old model" : ""];
+            return ["info", target === null ? "Unload began" : `Switch to ${target} began`, data.strategy === "overlap" ? "beside the old model" : ""];
         case "model_switch_phase":
         case "model_loading_progress": {
             const what = data.phase ?? data.step;
