@@ -18,6 +18,7 @@ from modeld.types import FileFacts, ModelSpec, Step
 from tests.browser import Chromium, Tab
 from tests.daemon import MODELS, ROOT, Daemon, demo_config
 from tests.fake_runner import FakeFactory, Files
+from tests.fronts import EXAMPLES, make_certificate
 
 SCREENSHOTS = ROOT / "build" / "screenshots"
 MARKUP = "<img src=x onerror=hacked()><b>bold</b>"
@@ -27,6 +28,7 @@ ENTRIES = """
   - {id: markup, name: "%(markup)s", path: nowhere.gguf}
 switching: {cooldown_failures: 0}
 """
+PROXY = "models.localhost"  # a name that the daemon lets in without being told
 KEYS = {"reader": ("use", "reader-key-0123456789abcdef"), "chief": ("admin", "chief-key-0123456789abcdef")}
 
 
@@ -369,6 +371,16 @@ def test_it_comes_back_by_itself_when_the_daemon_does(chromium: Chromium, tmp_pa
         assert_well_behaved(tab, daemon.url, expected=("net::ERR_",))
 
 
+def test_a_page_that_does_not_arrive_whole_asks_for_itself_again(chromium: Chromium, daemon: Daemon) -> None:
+    with chromium.tab() as tab:
+        tab.call("Network.setBlockedURLs", urls=["*/page/words.js"])
+        tab.open(f"{daemon.url}/")
+        tab.wait_text("#link", "The page did not arrive whole. Trying again")
+        tab.call("Network.setBlockedURLs", urls=[])
+        tab.wait_text("#link", "Live")
+        assert_well_behaved(tab, daemon.url, expected=("ERR_BLOCKED_BY_CLIENT",))
+
+
 @pytest.fixture
 def keyed(tmp_path: Path) -> Iterator[Daemon]:
     config = demo_config(tmp_path, one_thread=True)
@@ -422,6 +434,23 @@ def test_a_key_is_asked_for_once_and_says_what_it_may(chromium: Chromium, keyed:
         tab.wait_text("#key-why", "asks for a key")
         assert tab.js("sessionStorage.length") == 0
         assert_well_behaved(tab, keyed.url, expected=("401",))
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_it_works_behind_a_proxy_with_tls_on_a_port_of_its_own(
+    name: str, chromium: Chromium, daemon: Daemon, tmp_path: Path
+) -> None:
+    certificate = make_certificate(tmp_path, PROXY)
+    with EXAMPLES[name](tmp_path, certificate, f"{daemon.host}:{daemon.port}") as front, chromium.tab() as tab:
+        tab.call("Security.setIgnoreCertificateErrors", ignore=True)
+        url = f"https://{PROXY}:{front.address[1]}"
+        tab.open(f"{url}/")
+        tab.wait_text("#link", "Live")
+        tab.click(switch_button("demo-calc"))
+        tab.wait_text("#last-op", "switch to demo-calc")
+        say(tab, "1+1=")
+        tab.wait_text(".turn.model .end", "token")
+        assert_well_behaved(tab, url)
 
 
 # -- for everybody
