@@ -15,6 +15,7 @@ from modeld.clientlimits import ClientLimits, LimitPolicy
 from modeld.errors import ConfigError
 from modeld.keys import check_exposure, load_keys
 from modeld.policy import SwitchPolicy
+from modeld.printable import printable
 from modeld.settings import LIMIT_KEYS, LIMITED_NAME, MODEL_KEYS, SERVER_KEYS, SWITCHING_KEYS, Key
 from modeld.types import ApiKey, ModelSpec
 from modeld.yamltree import Node
@@ -288,7 +289,7 @@ class _Walk:
         self.say(node, where, f"expected {expected}, found {node}")
 
     def say(self, node: Node, where: str, what: str) -> None:
-        self.findings.append((node.line, f"{yamltree.printable(where)}: {what}"))
+        self.findings.append((node.line, f"{printable(where)}: {what}"))
 
 
 def _nearest(node: Node, names: Sequence[str]) -> str:

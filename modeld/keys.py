@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
-import os
 import re
-import stat
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from modeld.errors import ConfigError
+from modeld.privatefile import read_private, shown
 from modeld.types import ApiKey
-from modeld.yamltree import printable
 
 VARIABLE = "MODELD_API_KEYS"
 CREDENTIAL = "modeld-keys"  # a file of this name in $CREDENTIALS_DIRECTORY: LoadCredential=modeld-keys:... of a unit
 
-MAX_BYTES = 64 << 10
 MAX_FINDINGS = 20  # named in one error
 MIN_KEY_LENGTH = 16
 
@@ -30,7 +27,7 @@ _SCOPES = ("use", "admin")
 _KEY = re.compile(rf"[\x21-\x7e]{{{MIN_KEY_LENGTH},512}}")
 _DIGEST = re.compile(r"sha256:([0-9A-Fa-f]{64})")
 _RESERVED = "anonymous"  # who brings no key has this name in logs
-_BY_OTHERS = stat.S_IROTH | stat.S_IWOTH
+_EXPECTED = "lines NAME SCOPE KEY"
 
 
 def load_keys(file: Path | None, environ: Mapping[str, str]) -> tuple[ApiKey, ...]:
@@ -106,17 +103,11 @@ def _sources(file: Path | None, environ: Mapping[str, str]) -> Iterator[tuple[st
     credentials = Path(folder) if folder else None
     if file is not None:
         # systemd gives credentials the modes it likes, in a folder that nobody else can enter.
-        yield _shown(file), _read(file, private=credentials is None or credentials not in file.parents)
+        yield shown(file), read_private(file, expected=_EXPECTED, private=credentials is None or credentials not in file.parents)
     if environ.get(VARIABLE):  # set but empty is how a unit file or a compose file unsets one
         yield VARIABLE, environ[VARIABLE]
     if credentials is not None and (credential := credentials / CREDENTIAL) != file and _is_there(credential):
-        yield _shown(credential), _read(credential, private=False)
-
-
-def _shown(path: Path) -> str:
-    """For a message."""
-    text = str(path)
-    return printable(text if len(text) <= 300 else f"...{text[-297:]}")
+        yield shown(credential), read_private(credential, expected=_EXPECTED, private=False)
 
 
 def _is_there(path: Path) -> bool:
@@ -128,31 +119,6 @@ def _is_there(path: Path) -> bool:
     except OSError:
         return True
     return True
-
-
-def _read(path: Path, *, private: bool) -> str:
-    """`private`: refuse a file that any user of the host may read or write. Raises ConfigError."""
-    try:
-        with open(path, "rb", opener=_open_at_once) as opened:  # Path.open takes no opener
-            mode = os.fstat(opened.fileno()).st_mode
-            if not stat.S_ISREG(mode):
-                raise ConfigError(f"{_shown(path)}: expected a file with keys, found something else")
-            if private and mode & _BY_OTHERS:
-                mode = stat.S_IMODE(mode)
-                raise ConfigError(
-                    f"{_shown(path)}: every user of this host may read or write it (mode {mode:04o}); chmod 640 or 600"
-                )
-            data = opened.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(f"{_shown(path)}: cannot be read: {error.strerror}") from None
-    if len(data) > MAX_BYTES:
-        raise ConfigError(f"{_shown(path)}: more than {MAX_BYTES} bytes; expected lines NAME SCOPE KEY")
-    return data.decode("ascii", errors="replace")  # what is not ASCII is in no name and no key: its line is told
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    """A pipe, too, which would hang the start until somebody writes to it."""
-    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _parse(words: list[str]) -> ApiKey:

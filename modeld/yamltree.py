@@ -14,6 +14,7 @@ from pathlib import Path
 import yaml
 
 from modeld.errors import ConfigError
+from modeld.printable import printable
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 16
@@ -47,13 +48,11 @@ class Node:
         return shown if len(shown) <= 80 else shown[:77] + "..."
 
 
-def printable(text: str) -> str:
-    """The text for a message: a key may hold line ends, and what clears a terminal or turns a line's direction, too."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+def read(path: Path, expected: str = "a mapping with the key models") -> Node:
+    """The file's one document. Raises ConfigError, naming the file and, where there is one, the line.
 
-
-def read(path: Path) -> Node:
-    """The file's one document. Raises ConfigError, naming the file and, where there is one, the line."""
+    `expected`: what the message says of a file that holds nothing.
+    """
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
@@ -69,7 +68,7 @@ def read(path: Path) -> Node:
         line = raw.count(b"\n", 0, error.start) + 1
         raise ConfigError(f"{path}:{line}: byte 0x{raw[error.start]:02x} is not UTF-8; expected YAML text") from None
     try:
-        return _document(path, yaml.SafeLoader(text))
+        return _document(path, yaml.SafeLoader(text), expected)
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         character = error.character if isinstance(error.character, int) else ord(error.character)
@@ -83,11 +82,11 @@ def read(path: Path) -> Node:
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
 
 
-def _document(path: Path, loader: yaml.SafeLoader) -> Node:
+def _document(path: Path, loader: yaml.SafeLoader, expected: str) -> Node:
     reader = _Reader(path, loader)
     reader.next()  # StreamStart
     if isinstance(first := reader.next(), yaml.StreamEndEvent):
-        raise ConfigError(f"{path}: empty; expected a mapping with the key models")
+        raise ConfigError(f"{path}: empty; expected {expected}")
     assert isinstance(first, yaml.DocumentStartEvent)
     node = reader.node(reader.next(), "", depth=0)
     reader.next()  # DocumentEnd

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from modeld import app, daemon
 from modeld.config import Config
 from modeld.errors import ConfigError
-from modeld.keys import CREDENTIAL, MAX_BYTES, VARIABLE, check_exposure, exposed, load_keys
+from modeld.keys import CREDENTIAL, VARIABLE, check_exposure, exposed, load_keys
+from modeld.privatefile import MAX_BYTES
 from modeld.reload import ConfigSource
 from modeld.types import ApiKey
 
