@@ -79,6 +79,17 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_check(parser: argparse.ArgumentParser) -> None:
+    _add_config(parser)
+    _add_json(parser)
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--json", action="store_true", help='write JSON for programs: {"ok", "findings": [...]} on one line, at the end'
+    )
+
+
 def _add_serve(parser: argparse.ArgumentParser) -> None:
     _add_config(parser)
     parser.add_argument(
@@ -94,6 +105,7 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
 def _add_verify(parser: argparse.ArgumentParser) -> None:
     _add_config(parser)
     parser.add_argument("model_ids", nargs="*", metavar="MODEL_ID", help="the models to look at (default: all)")
+    _add_json(parser)
 
 
 def _add_doctor(parser: argparse.ArgumentParser) -> None:
@@ -147,7 +159,7 @@ def _port(text: str) -> int:
 
 COMMANDS = (
     Command("serve", "run the daemon in the foreground", "modeld.serving:run", _add_serve),
-    Command("check", "check configuration and model files; exit status 0 or 1", "modeld.check:run_check", _add_config),
+    Command("check", "check configuration and model files; exit status 0 or 1", "modeld.check:run_check", _add_check),
     Command(
         "verify",
         "compute the models' SHA-256 and compare it with the configuration; exit status 0 or 1",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TextIO
 
@@ -22,81 +24,113 @@ WIPE_PCT = 100
 
 
 def run_check(args: argparse.Namespace) -> int:
-    return check(args.config, sys.stdout)
+    return check(args.config, sys.stdout, as_json=args.json)
 
 
 def run_verify(args: argparse.Namespace) -> int:
-    return verify(args.config, args.model_ids, sys.stdout, sys.stderr)
+    return verify(args.config, args.model_ids, sys.stdout, sys.stderr, as_json=args.json)
 
 
-def check(config_path: Path | None, out: TextIO) -> int:
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """About one model, or (model_id None) about the configuration. `result`: ok, bad, insecure; of verify also new."""
+
+    result: str
+    path: str | None
+    message: str
+    model_id: str | None = None
+    sha256: str | None = None  # verify: what the file has
+    expected: str | None = None  # verify: what the configuration says
+
+
+def check(config_path: Path | None, out: TextIO, *, as_json: bool = False) -> int:
     """Look at the configuration (None: the one that serve would read) and its model files; 0 when all is well, else 1.
 
     Nothing is loaded: a model that passes has all its bytes, a head with nothing in it that libllama would die of, and the
-    digest that the configuration gives.
+    digest that the configuration gives. A line for each finding, or all of them as one JSON object.
     """
+    return _report(_checked(config_path), out, as_json=as_json)
+
+
+def verify(config_path: Path | None, model_ids: Sequence[str], out: TextIO, err: TextIO, *, as_json: bool = False) -> int:
+    """Compute the SHA-256 of registered models' files (no id: of all), and compare where the configuration gives one.
+
+    A line for each: `ok`, `bad`, or `new` with a digest that can be pasted into the entry; or all of them as one JSON object.
+    Progress goes to `err` where that is a terminal. 0 when none is bad, else 1.
+    """
+    return _report(_verified(config_path, model_ids, err), out, as_json=as_json)
+
+
+def _report(findings: Iterator[tuple[str, Finding]], out: TextIO, *, as_json: bool) -> int:
+    """Each finding comes with its line, which is shown as soon as it is known."""
+    found = []
+    for line, finding in findings:
+        found.append(finding)
+        if not as_json:
+            print(line, file=out, flush=True)
+    good = all(finding.result != "bad" for finding in found)
+    if as_json:
+        print(json.dumps({"ok": good, "findings": [asdict(finding) for finding in found]}), file=out)
+    return 0 if good else 1
+
+
+def _checked(config_path: Path | None) -> Iterator[tuple[str, Finding]]:
     try:
         config = resolve(config=config_path)
     except ConfigError as error:
-        print(error.message, file=out)
-        return 1
+        yield error.message, Finding("bad", None if config_path is None else str(config_path), error.message)
+        return
     n_bad = 0
     for spec in config.models:
         facts = inspect(spec)
         problem = facts.problem or _digest_problem(spec)
         if problem is not None:
             n_bad += 1
-            print(f"{config.path}: model {spec.id}: {spec.path}: {problem}", file=out)
+            line = f"{config.path}: model {spec.id}: {spec.path}: {problem}"
+            yield line, Finding("bad", str(spec.path), problem, spec.id)
         else:
-            print(f"ok {spec.id}: {spec.path}: {_describe(spec, facts)}", file=out)
+            described = _describe(spec, facts)
+            yield f"ok {spec.id}: {spec.path}: {described}", Finding("ok", str(spec.path), described, spec.id)
     if n_bad:
-        return 1
+        return
     if (reachable := list(filter(exposed, config.server.host))) and not config.keys:
-        print(f"insecure {config.path}: whoever reaches {', '.join(reachable)} may use and switch models without a key", file=out)
-    print(f"ok {config.path}: {len(config.models)} models, {config.default_model or 'none'} is loaded at start", file=out)
-    return 0
+        said = f"whoever reaches {', '.join(reachable)} may use and switch models without a key"
+        yield f"insecure {config.path}: {said}", Finding("insecure", str(config.path), said)
+    said = f"{len(config.models)} models, {config.default_model or 'none'} is loaded at start"
+    yield f"ok {config.path}: {said}", Finding("ok", str(config.path), said)
 
 
-def verify(config_path: Path | None, model_ids: Sequence[str], out: TextIO, err: TextIO) -> int:
-    """Compute the SHA-256 of registered models' files (no id: of all), and compare where the configuration gives one.
-
-    A line for each: `ok`, `bad`, or `new` with a digest that can be pasted into the entry. Progress goes to `err` where that
-    is a terminal. 0 when none is bad, else 1.
-    """
+def _verified(config_path: Path | None, model_ids: Sequence[str], err: TextIO) -> Iterator[tuple[str, Finding]]:
     try:
         config = load_config(find_config(config_path, os.environ))  # nothing but models counts here: no keys, no variables
     except ConfigError as error:
-        print(error.message, file=out)
-        return 1
+        yield error.message, Finding("bad", None if config_path is None else str(config_path), error.message)
+        return
     specs = {spec.id: spec for spec in config.models}
-    unknown = [model_id for model_id in model_ids if model_id not in specs]
-    for model_id in unknown:
-        print(f"bad {model_id}: no model of this id is registered in {config.path}", file=out)
-    n_bad = len(unknown)
+    for model_id in model_ids:
+        if model_id not in specs:
+            said = f"no model of this id is registered in {config.path}"
+            yield f"bad {model_id}: {said}", Finding("bad", None, said, model_id)
     for model_id in dict.fromkeys(model_ids or specs):
         if model_id in specs:
-            n_bad += not _verified(specs[model_id], out, err)
-    return 1 if n_bad else 0
+            yield _digest(specs[model_id], err)
 
 
-def _verified(spec: ModelSpec, out: TextIO, err: TextIO) -> bool:
+def _digest(spec: ModelSpec, err: TextIO) -> tuple[str, Finding]:
     progress = _progress(spec.id, err)
+    path, expected = str(spec.path), None if spec.sha256 is None else spec.sha256.lower()
     try:
         digest = sha256_of(spec.path, progress)
     except LoadFailed as error:
-        print(f"bad {spec.id}: {error.message}", file=out, flush=True)
-        return False
+        return f"bad {spec.id}: {error.message}", Finding("bad", path, error.message, spec.id, expected=expected)
     finally:
         progress(WIPE_PCT)
-    if spec.sha256 is None:
-        print(f"new {spec.id}: sha256: {digest}", file=out, flush=True)
-    elif spec.sha256.lower() == digest:
-        print(f"ok {spec.id}: sha256 {digest}", file=out, flush=True)
-    else:
-        said = spec.sha256.lower()
-        print(f"bad {spec.id}: {spec.path}: its SHA-256 is {digest}, the configuration says {said}", file=out, flush=True)
-        return False
-    return True
+    if expected is None:
+        return f"new {spec.id}: sha256: {digest}", Finding("new", path, "the configuration gives none", spec.id, digest)
+    if expected == digest:
+        return f"ok {spec.id}: sha256 {digest}", Finding("ok", path, "as configured", spec.id, digest, expected)
+    said = f"its SHA-256 is {digest}, the configuration says {expected}"
+    return f"bad {spec.id}: {spec.path}: {said}", Finding("bad", path, said, spec.id, digest, expected)
 
 
 def _progress(model_id: str, err: TextIO) -> Callable[[int], bool]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -161,3 +162,26 @@ def test_verify_is_a_command(write: Write, capsys: pytest.CaptureFixture[str]) -
     assert main(["verify", "--config", str(path), "a"]) == 0
     assert capsys.readouterr().out == f"new a: sha256: {GOOD}\n"
     assert main(["verify", "--config", str(path), "nope"]) == 1
+
+
+def test_findings_as_json_say_what_the_lines_say(write: Write) -> None:
+    path = write("models: [{id: a, path: good.gguf}, {id: gone, path: gone.gguf}]")
+    out = io.StringIO()
+    assert check(path, out, as_json=True) == 1
+    said = json.loads(out.getvalue())
+    assert out.getvalue().count("\n") == 1
+    assert said["ok"] is False
+    assert [(found["model_id"], found["result"]) for found in said["findings"]] == [("a", "ok"), ("gone", "bad")]
+    out = io.StringIO()
+    assert verify(path, ["a", "nobody"], out, io.StringIO(), as_json=True) == 1
+    [unknown, known] = json.loads(out.getvalue())["findings"]
+    assert (unknown["model_id"], unknown["result"], unknown["sha256"]) == ("nobody", "bad", None)
+    assert (known["result"], known["sha256"]) == ("new", sha256(build()).hexdigest())
+
+
+def test_a_bad_configuration_is_json_too(write: Write) -> None:
+    path, out = write("models: 7"), io.StringIO()
+    assert check(path, out, as_json=True) == 1
+    assert verify(path, [], out, io.StringIO(), as_json=True) == 1
+    for line in out.getvalue().splitlines():
+        assert "models.yaml:1" in json.loads(line)["findings"][0]["message"]
