@@ -13,7 +13,7 @@ from pathlib import Path
 
 from modeld import __version__
 from modeld.addresses import parse_host
-from modeld.llm.libllama import LLAMA_COMMIT
+from modeld.cli import flags
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +60,23 @@ def parser() -> argparse.ArgumentParser:
         description="Keeps one llama.cpp model loaded, switches it on request, and says at every moment which model answers.",
         epilog=ENVIRONMENT,
     )
-    made.add_argument("--version", action="version", version=f"modeld {__version__} (llama.cpp {LLAMA_COMMIT})")
+    made.add_argument("--version", action=_Version, nargs=0, help="show the versions of modeld and of its llama.cpp, and exit")
     commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in COMMANDS:
-        command.add(commands.add_parser(command.name, help=command.help, description=command.description or None))
+        command.add(
+            commands.add_parser(command.name, help=command.help, description=command.description or None, allow_abbrev=False)
+        )
     return made
+
+
+class _Version(argparse.Action):
+    """argparse's own wants the text beforehand, and llama.cpp's part of it is in a module that imports ctypes."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from modeld.llm.libllama import LLAMA_COMMIT
+
+        print(f"modeld {__version__} (llama.cpp {LLAMA_COMMIT})")
+        parser.exit()
 
 
 # -- the host's own: serve, check, verify -------------------------------------------------------------------------------
@@ -172,6 +184,25 @@ COMMANDS = (
         "modeld.doctor.doctor:run",
         _add_doctor,
         DOCTOR,
+    ),
+    Command(
+        "status",
+        "show which model answers, what is being switched, and how busy the daemon is",
+        "modeld.cli.status:run_status",
+        flags.add_status,
+        flags.STATUS,
+    ),
+    Command("models", "list the registered models", "modeld.cli.status:run_models", flags.add_models, flags.MODELS),
+    Command("switch", "have another model loaded", "modeld.cli.switch:run_switch", flags.add_switch, flags.SWITCH),
+    Command("ops", "list switches and unloads; show, watch or cancel one", "modeld.cli.ops:run_ops", flags.add_ops, flags.OPS),
+    Command("events", "follow what happens in the daemon", "modeld.cli.events:run_events", flags.add_events, flags.EVENTS),
+    Command("unload", "have no model answer any more", "modeld.cli.switch:run_unload", flags.add_unload, flags.UNLOAD),
+    Command(
+        "reload", "have the daemon read its configuration again", "modeld.cli.switch:run_reload", flags.add_reload, flags.RELOAD
+    ),
+    Command("chat", "talk to the model", "modeld.cli.chat:run_chat", flags.add_chat, flags.CHAT),
+    Command(
+        "complete", "have the model go on with a text", "modeld.cli.complete:run_complete", flags.add_complete, flags.COMPLETE
     ),
     Command(
         "completion",

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import re
 from pathlib import Path
 
 import pytest
 
-from modeld import errors, keys
+from modeld import errors, exits, keys
 from modeld.arguments import COMMANDS
+from modeld.cli import target
 from modeld.config import ENVIRONMENT
 from modeld.httpapi.description import document
 from modeld.httpapi.router import ROUTES, Route
@@ -21,6 +23,7 @@ README = (ROOT / "README.md").read_text()
 CONFIGURATION = (ROOT / "docs" / "configuration.md").read_text()
 HTTP = (ROOT / "docs" / "http.md").read_text()
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
+COMMAND_LINE = (ROOT / "docs" / "command-line.md").read_text()
 SWITCHING = (ROOT / "docs" / "switching.md").read_text()
 PAGES = sorted({ROOT / "README.md", *(ROOT / "docs").glob("*.md")})
 
@@ -79,6 +82,26 @@ def test_every_environment_variable_is_in_the_readme() -> None:
 @pytest.mark.parametrize("command", [command.name for command in COMMANDS])
 def test_every_command_is_in_the_readme(command: str) -> None:
     assert f"modeld {command}" in README
+
+
+def test_every_client_command_variable_and_exit_status_is_on_the_page_of_the_command_line() -> None:
+    for command in COMMANDS:
+        if command.add.__module__ == "modeld.cli.flags":
+            assert f"| [`modeld {command.name}`](" in COMMAND_LINE
+            assert command.description.count("Exit status: ") == 1
+    for name in (target.SERVER_VARIABLE, target.KEY_VARIABLE, *target.KEYS):
+        assert f"`{name}`" in COMMAND_LINE
+    statuses = [value for name, value in vars(exits).items() if name.isupper()]
+    assert sorted(map(int, re.findall(r"^\| (\d+) \| ", COMMAND_LINE, re.MULTILINE))) == sorted(statuses)
+
+
+def test_every_flag_of_a_client_command_is_on_its_page_and_no_other() -> None:
+    flags = {"--help"}
+    for command in COMMANDS:
+        if command.add.__module__ == "modeld.cli.flags":
+            command.add(made := argparse.ArgumentParser())
+            flags |= {name for action in made._actions if action.help != argparse.SUPPRESS for name in action.option_strings}
+    assert {name for name in flags if name.startswith("--")} == set(re.findall(r"--[a-z][a-z-]+", COMMAND_LINE))
 
 
 # -- the pages among themselves

@@ -94,7 +94,17 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "modeld.cli.commandtree",
     ),
     "modeld.cli.completion": ("modeld.arguments", "modeld.exits", "modeld.cli.commandtree"),
-    "modeld.arguments": ("modeld.addresses", "modeld.doctor.network", "modeld.llm.libllama"),
+    "modeld.arguments": ("modeld.addresses", "modeld.cli.flags", "modeld.doctor.network", "modeld.llm.libllama"),
+    # The client commands: another process than the daemon, mostly on another host. They know its HTTP and nothing of its inside.
+    "modeld.cli.": (
+        "modeld.errors",
+        "modeld.exits",
+        "modeld.printable",
+        "modeld.privatefile",
+        "modeld.yamltree",
+        "modeld.cli.",
+    ),
+    "modeld.cli.flags": (),
     "modeld.exits": (),
     "modeld.serving": ("modeld.",),
     "modeld.daemon": ("modeld.",),
@@ -121,8 +131,9 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 STAYS_IN: dict[str, tuple[str, ...]] = {
     "ctypes": ("modeld.llm.",),
     "http.server": ("modeld.httpapi.",),
-    # activation: what systemd hands over; the doctor asks a daemon, and whether an address is free.
-    "socket": ("modeld.httpapi.", "modeld.notify", "modeld.activation", "modeld.doctor.network"),
+    # activation: what systemd hands over; the doctor asks a daemon, and whether an address is free;
+    # cli.connection: http.client alone cannot connect to a Unix socket.
+    "socket": ("modeld.httpapi.", "modeld.notify", "modeld.activation", "modeld.doctor.network", "modeld.cli.connection"),
     "socketserver": ("modeld.httpapi.",),
     "yaml": ("modeld.yamltree",),
     "jinja2": ("modeld.llm.jinja",),
@@ -224,6 +235,10 @@ def test_every_module_says_what_it_answers(path: Path) -> None:
         ("modeld.engine.engine", "from ctypes import util"),
         ("modeld.manager.manager", "import socket"),
         ("modeld.app", "from http import server"),
+        ("modeld.cli.status", "import socket"),
+        ("modeld.cli.status", "from modeld.httpapi import schema"),
+        ("modeld.cli.target", "from modeld.config import load_config"),
+        ("modeld.cli.flags", "import modeld.cli.connection"),
         ("modeld.config", "import yaml"),
         ("modeld.httpapi.sse", "import threading"),
         ("modeld.llm.sampler", "from threading import Lock"),

@@ -25,7 +25,8 @@ VARIABLES = {
     "MODELD_CONFIG": "Stands for `--config`.",
     **{name: f"Stands for `{key}` of `server` in the configuration." for name, key in ENVIRONMENT.items()},
     "MODELD_API_KEYS": "`modeld serve`: lines of keys, beside those of `server.api_key_file`.",
-    "MODELD_API_KEY": "`modeld doctor`: the key for a daemon that wants one.",
+    "MODELD_SERVER": "The daemon that the client commands ask: http://HOST[:PORT], https://HOST[:PORT] or unix:/PATH.",
+    "MODELD_API_KEY": "The key for a daemon that wants one: of the client commands and of `modeld doctor`.",
     "MODELD_LIBRARY": "The libllama.so to use in place of modeld's own. It needs its stamp beside it.",
     "MODELD_CPU_VARIANT": "Which library of a release build is used, by its name (x86-64-v3). Else the best that computes is "
     "found by trying.",
@@ -36,7 +37,12 @@ STATUSES = {
     exits.OK: "It is as wanted; `modeld serve` was stopped cleanly.",
     exits.FAILED: "A failure, or a finding.",
     exits.USAGE: "The command line is wrong.",
-    exits.CONFIG: "The configuration is wrong (`modeld serve`).",
+    exits.UNREACHABLE: "No daemon answered a client command.",
+    exits.NOT_NOW: "The daemon cannot do it now, and may later: no model answers, its queue is full.",
+    exits.DENIED: "A key is missing, unknown, or its scope is not enough.",
+    exits.CUT: "Somebody else ended it: an op was cancelled or superseded, an answer cut by a switch.",
+    exits.RUNS_ON: "The time to wait is over, and the op goes on.",
+    exits.CONFIG: "The configuration is wrong (`modeld serve`, `modeld reload`), or client.yaml is.",
     exits.INTERRUPTED: "Interrupted from the terminal.",
 }
 
