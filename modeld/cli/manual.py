@@ -35,7 +35,7 @@ VARIABLES = {
 
 STATUSES = {
     exits.OK: "It is as wanted; `modeld serve` was stopped cleanly.",
-    exits.FAILED: "A failure, or a finding.",
+    exits.FAILED: "A failure, or a finding; what was asked of the daemon failed or was refused.",
     exits.USAGE: "The command line is wrong.",
     exits.UNREACHABLE: "No daemon answered a client command.",
     exits.NOT_NOW: "The daemon cannot do it now, and may later: no model answers, its queue is full.",
@@ -126,6 +126,10 @@ def _program(program: Node) -> Page:
                 "FILES",
                 (
                     Entry(" or ".join(f"`{path}`" for path in DEFAULT_PATHS), (f"The configuration, `{CONFIGURATION}`(5).",)),
+                    Entry(
+                        "`client.yaml` in `$XDG_CONFIG_HOME/modeld` or `~/.config/modeld`, else in `/etc/modeld`",
+                        ("The daemon that is asked, and the key: `server`, `key_file`, `key`.",),
+                    ),
                     Entry(
                         "`/var/lib/modeld`",
                         ("What the service remembers: which model answered last, quarantines, its switches.",),
