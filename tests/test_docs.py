@@ -176,14 +176,14 @@ def test_every_command_that_a_page_names_exists() -> None:
 
 RECIPES = (ROOT / "docs" / "recipes.md").read_text()
 FROM_LLAMA_SERVER = RECIPES.split("## From llama-server")[1].split("\n## ")[0]
-KEYS = {"server": SERVER_KEYS, "switching": SWITCHING_KEYS, "limits": LIMIT_KEYS, "models": MODEL_KEYS}
+CONFIGURATION_KEYS = {"server": SERVER_KEYS, "switching": SWITCHING_KEYS, "limits": LIMIT_KEYS, "models": MODEL_KEYS}
 OWN_KEYS = {"name", "quant", "family", "max_step_ms", "sha256"}  # which llama-server has nothing like
 
 
 def test_every_key_of_a_model_that_llama_server_has_too_is_in_the_recipe() -> None:
     told = set(re.findall(r"^\| `[^|]+ \| `([a-z_]+)` \|", FROM_LLAMA_SERVER, re.MULTILINE))
     assert told == {key.name for key in MODEL_KEYS} - OWN_KEYS
-    known = {f"{section}.{key.name}" for section, keys in KEYS.items() for key in keys}
+    known = {f"{section}.{key.name}" for section, keys in CONFIGURATION_KEYS.items() for key in keys}
     assert set(re.findall(r"`((?:server|switching)\.[a-z_]+)`", RECIPES)) <= known
 
 

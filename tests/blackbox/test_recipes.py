@@ -19,9 +19,9 @@ from tests.documented import PROGRAMS, ROOT, Block, all_blocks
 BLOCKS = all_blocks()
 TO_RUN = [block for block in BLOCKS if block.mark == "run"]
 UNITS = [block for block in BLOCKS if block.mark == "unit"]
-# Those of others have top keys of their own: Prometheus', Kubernetes'.
-OTHERS = ("scrape_configs", "apiVersion")
-CONFIGURATIONS = [block for block in BLOCKS if block.language == "yaml" and not block.code.startswith(OTHERS)]
+# Those of others have top keys of their own: Prometheus', Kubernetes', client.yaml.
+OTHERS = re.compile(r"^(scrape_configs|apiVersion|key_file):", re.MULTILINE)
+CONFIGURATIONS = [block for block in BLOCKS if block.language == "yaml" and OTHERS.search(block.code) is None]
 IN_RECIPES = [block for block in BLOCKS if block.page == "recipes.md"]
 
 
