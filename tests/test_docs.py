@@ -86,7 +86,7 @@ def test_every_command_is_in_the_readme(command: str) -> None:
 
 def test_every_client_command_variable_and_exit_status_is_on_the_page_of_the_command_line() -> None:
     for command in COMMANDS:
-        if command.add.__module__ == "modeld.cli.flags":
+        if command.run.startswith("modeld.cli."):
             assert f"| [`modeld {command.name}`](" in COMMAND_LINE
             assert command.description.count("Exit status: ") == 1
     for name in (target.SERVER_VARIABLE, target.KEY_VARIABLE, *target.KEYS):
@@ -98,7 +98,7 @@ def test_every_client_command_variable_and_exit_status_is_on_the_page_of_the_com
 def test_every_flag_of_a_client_command_is_on_its_page_and_no_other() -> None:
     flags = {"--help"}
     for command in COMMANDS:
-        if command.add.__module__ == "modeld.cli.flags":
+        if command.run.startswith("modeld.cli."):
             command.add(made := argparse.ArgumentParser())
             flags |= {name for action in made._actions if action.help != argparse.SUPPRESS for name in action.option_strings}
     assert {name for name in flags if name.startswith("--")} == set(re.findall(r"--[a-z][a-z-]+", COMMAND_LINE))
