@@ -145,7 +145,7 @@ class Client:
             return _UnixConnection(target.path, self.timeout_s)
         if target.scheme == "https":
             return http.client.HTTPSConnection(target.host, target.port, timeout=self.timeout_s or None)
-        return http.client.HTTPConnection(target.host, target.port, timeout=self.timeout_s or None)
+        return _TcpConnection(target.host, target.port, timeout=self.timeout_s or None)
 
     # -- what came
 
@@ -253,6 +253,14 @@ class Client:
             f"No key was sent; a key of scope {scope} comes from --key-file FILE, {KEY_VARIABLE}, "
             f"or key_file in {FILE}, which counts for the server of that file only"
         )
+
+
+class _TcpConnection(http.client.HTTPConnection):
+    def connect(self) -> None:
+        """As http.client's, but with the host as bytes: a str takes the codec of international names, 6 ms to import."""
+        address = (self.host.encode("ascii"), self.port)
+        self.sock = socket.create_connection(address, self.timeout)  # type: ignore[arg-type]  # getaddrinfo takes bytes, too
+        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 class _UnixConnection(http.client.HTTPConnection):
