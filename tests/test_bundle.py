@@ -134,6 +134,7 @@ def test_it_holds_the_package_yaml_the_library_and_their_licences() -> None:
     assert {
         "__main__.py",
         "modeld/app.py",
+        "modeld/deploy/modeld.service",
         "modeld/httpapi/openapi.json",
         "modeld/httpapi/page/index.html",
         "modeld/llm/__init__.py",

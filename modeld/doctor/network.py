@@ -1,4 +1,4 @@
-"""Is the address free, or who answers there? Asked on loopback: three requests that compute nothing."""
+"""Is the address free, or who answers there? Asked on loopback: a few requests that compute nothing."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import http.client
 import ipaddress
 import json
 import os
+import re
 import socket
 import stat
 import sys
@@ -25,6 +26,7 @@ from modeld.doctor.report import Fact, Finding, note, ok, problem, warning
 
 TIMEOUT_S = 5.0
 MAX_BODY_BYTES = 1 << 20
+MAX_UPTIME_S = 1e10
 LISTEN = "0A"  # /proc/net/tcp: TCP_LISTEN
 ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - how to reach what listens there
 DAEMON = "modeld"  # its Server header
@@ -192,30 +194,32 @@ def _daemon(address: Address, live: _Answer, key: str | None, pid: int | None) -
             pid=pid,
         )
     else:
-        yield from _status(status, live, about, pid)
+        yield from _status(status, live, about, pid, _library(address, key))
     with contextlib.suppress(OSError, http.client.HTTPException):
         verbose = _get(address, "/livez?verbose", None)
-        stuck = [line[3:].split()[0] for line in verbose.body.decode("utf-8", "replace").splitlines() if line.startswith("[-]")]
+        stuck = re.findall(r"^\[-\]([a-z0-9-]{1,40}) ", verbose.body.decode("utf-8", "replace"), re.MULTILINE)
         if stuck:
             yield problem(
                 "daemon_stuck",
-                f"threads that hang: {', '.join(name[:40] for name in stuck[:20])}",
+                f"threads that hang: {', '.join(stuck[:20])}",
                 "its log has the stacks (SIGABRT writes them); restart it, and report them",
                 about=about,
                 threads=stuck[:20],
             )
 
 
-def _status(status: Mapping[str, Any], live: _Answer, about: str, pid: int | None) -> Iterator[Finding]:
+def _status(status: Mapping[str, Any], live: _Answer, about: str, pid: int | None, library: str | None) -> Iterator[Finding]:
     version, state, current = (str(status.get(name))[:80] for name in ("version", "state", "current_model"))
     op = status.get("op")
     running = f", {str(op.get('step'))[:20]} of {str(op.get('target_model_id'))[:80]}" if isinstance(op, dict) else ""
-    facts: dict[str, Fact] = {"version": version, "state": state, "current_model": current, "pid": pid}
-    facts["uptime_s"] = status.get("uptime_s") if isinstance(status.get("uptime_s"), int | float) else None
+    facts: dict[str, Fact] = {"version": version, "state": state, "current_model": current, "pid": pid, "library": library}
+    uptime = status.get("uptime_s")
+    facts["uptime_s"] = round(uptime, 1) if isinstance(uptime, int | float) and 0 <= uptime < MAX_UPTIME_S else None
     since = _since(status.get("uptime_s"))
     yield ok(
         "daemon",
-        f"modeld {version} answers{_by(pid)} in {live.ms:.0f} ms: {state}, {current}{running}, up for {since}",
+        f"modeld {version} answers{_by(pid)} in {live.ms:.0f} ms: {state}, {current}{running}, up for {since}"
+        + (f"; library {library}" if library else ""),
         about=about,
         more=facts,
     )
@@ -256,12 +260,22 @@ def _status(status: Mapping[str, Any], live: _Answer, about: str, pid: int | Non
         )
 
 
+def _library(address: Address, key: str | None) -> str | None:
+    """Which of a release's libraries the daemon has open, or `native`: a label of modeld_build_info (docs/metrics.md)."""
+    with contextlib.suppress(OSError, http.client.HTTPException):
+        answer = _get(address, "/metrics", key)
+        found = re.search(rb'^modeld_build_info\{[^}\n]*cpu_variant="([a-z0-9-]{1,40})"', answer.body, re.MULTILINE)
+        if answer.status == 200 and found:
+            return found[1].decode()
+    return None
+
+
 def _by(pid: int | None) -> str:
     return f" (pid {pid})" if pid is not None else ""
 
 
 def _since(seconds: Any) -> str:
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < 1e10:
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < MAX_UPTIME_S:
         return "an unknown time"
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
