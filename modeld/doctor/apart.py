@@ -44,6 +44,7 @@ class Answer(Generic[T]):
     hung: bool = False
     signal: str = ""
     said: str = ""  # the last lines that it wrote to stderr
+    started: bool = True  # False: no process or pipe could be had
 
 
 def ask(jobs: Sequence[Job[T]], *, at_once: int = AT_ONCE) -> list[Answer[T]]:
@@ -52,13 +53,20 @@ def ask(jobs: Sequence[Job[T]], *, at_once: int = AT_ONCE) -> list[Answer[T]]:
     answers: dict[int, Answer[T]] = {}
     running: dict[int, _Child] = {}
     try:
-        with selectors.DefaultSelector() as selector:
+        with selectors.PollSelector() as selector:
             while waiting or running:
                 while waiting and len(running) < at_once:
                     index, job = waiting.pop()
-                    running[index] = child = _Child(job)
+                    try:
+                        child = _Child(job)
+                    except OSError as error:
+                        answers[index] = Answer(None, f"could not be started: {error.strerror}", started=False)
+                        continue
+                    running[index] = child
                     for pipe, kept in ((child.answer, child.said_from), (child.words, child.said)):
                         selector.register(pipe, selectors.EVENT_READ, (index, kept))
+                if not running:
+                    break
                 first = min(child.deadline for child in running.values())
                 for key, _ in selector.select(max(0.0, first - time.monotonic())):
                     chunk = os.read(key.fd, 1 << 16)
@@ -101,9 +109,16 @@ class _Child:
 
     def __post_init__(self) -> None:
         self.deadline = time.monotonic() + self.job.deadline_s
-        self.answer, answer_end = os.pipe()
-        self.words, words_end = os.pipe()
-        self.pid = os.fork()
+        pipes: list[int] = []
+        try:
+            pipes += os.pipe()
+            pipes += os.pipe()
+            self.pid = os.fork()
+        except OSError:
+            for end in pipes:
+                os.close(end)
+            raise
+        self.answer, answer_end, self.words, words_end = pipes
         if not self.pid:
             _work(self.job, answer_end, words_end)
         os.close(answer_end)

@@ -1,13 +1,12 @@
 """`modeld doctor`: what is asked, in which order, and what becomes of an answer that does not come. Exit status 0 or 1.
 
 Whatever is asked of files, sockets, programs and libraries is asked in processes of their own (apart.py): a question that hangs
-or ends its process costs its line. Nothing is changed, and a daemon that runs is asked three small things and given way to.
+or ends its process costs its line. Nothing is changed, and a daemon that runs is asked a few small things and given way to.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import sys
@@ -16,17 +15,16 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 from modeld import __version__, exits
 from modeld.doctor import configured, cores, files, host, library, limits, memory, network, speed, state, unit
-from modeld.doctor.apart import Answer, Job, ask
+from modeld.doctor.apart import Answer, Job, ask, failure_of
 from modeld.doctor.configured import Configured
 from modeld.doctor.files import Looked
 from modeld.doctor.limits import Subject
 from modeld.doctor.network import Address, Reached
 from modeld.doctor.procfs import Roots, uid_of
-from modeld.doctor.report import Finding, Level, Report, Section, note, problem, to_json, to_text, warning
+from modeld.doctor.report import Finding, Level, Report, Section, note, problem, result, to_json, to_text, warning
 from modeld.doctor.shipped import UNIT
 from modeld.doctor.unit import Service
 from modeld.llm.bundle import zip_file
@@ -39,8 +37,6 @@ KEY_VARIABLE = "MODELD_API_KEY"  # of clients: with it a daemon that wants keys 
 SHORT_S = 10.0  # for what reads a few files, or asks a daemon: network.TIMEOUT_S comes first
 LOOK_S = 30.0  # for the head of a model file, on a slow disk
 COMPUTE_S = 120.0  # for a decode: on a machine that computes elsewhere on all cores, threads wait long for each other
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,23 +57,25 @@ def run(args: argparse.Namespace) -> int:
     text = json.dumps(to_json(report), indent=2) + "\n" if args.json else to_text(report)
     status = exits.FAILED if report.level is Level.PROBLEM else exits.OK
     if args.output is None:
-        with contextlib.suppress(BrokenPipeError):
-            sys.stdout.write(text)
-            sys.stdout.flush()
+        _print(text)
         return status
     try:
         args.output.write_text(text, "utf-8")
     except OSError as error:
         print(f"modeld: the report cannot be written: {args.output}: {error.strerror}", file=sys.stderr)
         return exits.FAILED
-    print(f"{args.output}: {to_text(report).splitlines()[_tail(report)]}")
+    print(f"{args.output}: {result(report)}")
     return status
 
 
-def _tail(report: Report) -> int:
-    """Of the text: the line with the counts, which comes before those that name what is worse than a note."""
-    lines = to_text(report).splitlines()
-    return len(lines) - 1 - lines[::-1].index("") + 1
+def _print(text: str) -> None:
+    """Also where the terminal has another encoding, and for a reader like `head` that does not take all of it."""
+    encoding = sys.stdout.encoding or "utf-8"
+    try:
+        sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter complains at its end
 
 
 def examine(order: Order) -> Report:
@@ -85,20 +83,22 @@ def examine(order: Order) -> Report:
     roots = order.roots
     path = _config_path(order.config)
     read, service = _first(order, path)
+    # Who would run this configuration: the service, or whoever starts a daemon here.
+    served = service if _is_of_service(path, service) else Service(())
     config = read.config
     models: Sequence[ModelSpec] = config.models if config is not None else ()
 
     reached = _reached(order, read)
-    daemon_pid = service.pid or next((one.pid for one in reached if one.daemon), None)
+    daemon_pid = served.pid or next((one.pid for one in reached if one.daemon), None)
     runs = service.pid is not None or any(one.daemon for one in reached)
     pid = str(daemon_pid) if daemon_pid is not None else "self"
     is_daemon = daemon_pid is not None
 
-    looked = _models(order, models, service)
+    looked = _models(order, models, served)
     needs = {spec.id: one.footprint for spec, one in zip(models, looked, strict=True)}
     stamp, library_findings = _library(order)
     max_connections = config.server.max_connections if config is not None else 512
-    subject = _subject(roots, service, pid, is_daemon=is_daemon)
+    subject = _subject(roots, served, pid, is_daemon=is_daemon)
     overlap = config is not None and config.switching.strategy == "overlap"
 
     def memories() -> list[Finding]:
@@ -107,7 +107,7 @@ def examine(order: Order) -> Report:
         wanted = limits.wanted_threads(max_connections)
         return found + list(memory.kernel(roots, max_threads=wanted, from_zip=zip_file() is not None))
 
-    folder, by_service = _state_folder(path, service)
+    folder, by_service = _state_folder(path, served)
     questions: dict[str, Callable[[], Iterable[Finding]]] = {
         "versions": lambda: host.versions(roots),
         "processor": lambda: cores.processor(roots),
@@ -164,7 +164,10 @@ def _first(order: Order, path: Path) -> tuple[Configured, Service]:
 
 def _is_of_service(path: Path, service: Service) -> bool:
     """Whether the service reads the configuration that this report is about."""
-    return service.config is not None and service.config == Path(os.path.abspath(path))  # noqa: PTH100 - by its name
+    try:
+        return service.config == Path(os.path.abspath(path))  # noqa: PTH100 - by its name, whatever links lead to
+    except OSError:  # the working directory is gone
+        return False
 
 
 # -- the second: who runs
@@ -215,10 +218,13 @@ def _subject(roots: Roots, service: Service, pid: str, *, is_daemon: bool) -> Su
 
 
 def _state_folder(path: Path, service: Service) -> tuple[Path | None, bool]:
-    """Of the service where the report is about its configuration, else of a daemon that is started here; and which of the two."""
-    if os.environ.get("STATE_DIRECTORY") or not _is_of_service(path, service):
+    """Of the service where there is one, else of a daemon that is started here; and whether it is the service's."""
+    if service.installed and not os.environ.get("STATE_DIRECTORY"):
+        return service.state_folder, True
+    try:
         return state_folder(path, os.environ), False
-    return service.state_folder, True
+    except OSError:  # the working directory is gone
+        return None, False
 
 
 def _user(roots: Roots, pid: str, *, is_daemon: bool) -> list[Finding]:
@@ -237,9 +243,19 @@ def _findings(order: Order, questions: dict[str, Callable[[], Iterable[Finding]]
     jobs = [Job(partial(_listed, look), order.short_s) for look in questions.values()]
     answers: list[Answer[list[Finding]]] = ask(jobs)
     return [
-        answer.value if answer.value is not None else [_unanswered(name, answer.failure)]
-        for name, answer in zip(questions, answers, strict=True)
+        answer.value if answer.value is not None else _instead(name, look, answer)
+        for (name, look), answer in zip(questions.items(), answers, strict=True)
     ]
+
+
+def _instead(name: str, look: Callable[[], Iterable[Finding]], answer: Answer[list[Finding]]) -> list[Finding]:
+    """Where no process can be had, the reason is among what these read, so they are read here."""
+    if answer.started:
+        return [_unanswered(name, answer.failure)]
+    try:
+        return _listed(look)
+    except Exception as error:  # noqa: BLE001 - as in a process of its own
+        return [_unanswered(name, failure_of(error))]
 
 
 def _listed(look: Callable[[], Iterable[Finding]]) -> list[Finding]:

@@ -136,7 +136,7 @@ def models(
             one, other = max(pairs, key=lambda pair: known[pair[0]] + known[pair[1]])
             yield warning(
                 "overlap_too_big",
-                f"switching.strategy is overlap, and {len(pairs)} of the pairs of models do not fit together: {one} and {other} "
+                f"switching.strategy is overlap; pairs of models that do not fit together: {len(pairs)}; {one} and {other} "
                 f"take about {size(known[one] + known[other])} of {size(memory.ceiling.bytes)}",
                 "strategy: auto loads side by side where both fit, and one after the other where they do not",
                 pairs=len(pairs),

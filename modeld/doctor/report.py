@@ -134,14 +134,19 @@ def to_text(report: Report) -> str:
         lines += ["", section.name]
         for finding in section.findings:
             lines += _finding_lines(finding)
-    n = Counter(finding.level for finding in report.findings)
-    lines += ["", ", ".join(_counted(n[level], level) for level in reversed(Level))]
+    lines += ["", result(report)]
     for level in (Level.PROBLEM, Level.WARNING):
         codes = Counter(finding.code for finding in report.findings if finding.level is level)
         if codes:
             shown = (code if times == 1 else f"{code} ({times} times)" for code, times in codes.items())
             lines += _wrapped(f"  {level.value + ':':9}", ", ".join(shown))
     return "\n".join(lines) + "\n"
+
+
+def result(report: Report) -> str:
+    """How many there are of each level, the worst first."""
+    n = Counter(finding.level for finding in report.findings)
+    return ", ".join(_counted(n[level], level) for level in reversed(Level))
 
 
 def _finding_lines(finding: Finding) -> list[str]:

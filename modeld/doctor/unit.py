@@ -77,7 +77,7 @@ def look(roots: Roots, config: Path, environ: Mapping[str, str]) -> Service:
         findings.append(
             problem("unit_program", f"{program}, which it starts, is not there or not executable", advice, about=UNIT)
         )
-    if named is not None and named != Path(os.path.abspath(config)):  # noqa: PTH100 - by name, not by what links lead to
+    if named != Path(os.path.abspath(config)):  # noqa: PTH100 - by name, not by what links lead to
         findings.append(
             note(
                 "unit_config",
@@ -202,12 +202,12 @@ def _differences(settings: Settings, unit: Path) -> Iterator[Finding]:
         )
 
 
-def _command(settings: Settings) -> tuple[Path | None, str | None]:
+def _command(settings: Settings) -> tuple[Path, str | None]:
     """The configuration and the program that ExecStart= names."""
     try:
         words = shlex.split(_last(settings, "Service.ExecStart") or "")
     except ValueError:
-        return None, None
+        words = []
     program = words[0].lstrip("@-:+!") if words else ""
     named = _last(settings, "Service.Environment") or ""
     variable = re.search(r"MODELD_CONFIG=([^\s\"']+)", named)
@@ -217,7 +217,8 @@ def _command(settings: Settings) -> tuple[Path | None, str | None]:
             path = words[index + 1]
         elif word.startswith("--config="):
             path = word.partition("=")[2]
-    return (Path(path) if path else None), (program if program.startswith("/") else None)
+    # Without a name, what a daemon that starts in / takes (config.DEFAULT_PATHS).
+    return Path(path or "/etc/modeld/models.yaml"), (program if program.startswith("/") else None)
 
 
 def _credential(root: Path, settings: Settings) -> Path | None:
