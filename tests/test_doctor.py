@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import http.server
+import json
 import os
 import re
+import resource
 import signal
 import socket
 import stat
+import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -156,6 +161,19 @@ def test_a_check_without_an_answer_or_with_too_long_a_one_is_no_answer() -> None
     silent, long = ask([Job(leave, 20.0), Job(too_long, 20.0)])
     assert (silent.value, silent.failure) == (None, "ended with status 5 and no answer")
     assert long.value is None
+
+
+def test_where_no_process_can_be_had_that_is_the_answer() -> None:
+    def ask_there() -> list[str]:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+        with contextlib.suppress(OSError):
+            while True:
+                os.dup(0)
+        several = ask([Job(lambda: 1, 20.0), Job(lambda: 2, 20.0)])
+        return [answer.failure for answer in several if not answer.started]
+
+    [answer] = ask([Job(ask_there, 20.0)])
+    assert answer.value == ["could not be started: Too many open files"] * 2, answer
 
 
 def test_the_children_of_a_check_end_with_it() -> None:
@@ -339,8 +357,7 @@ def test_a_limit_of_a_group_above_counts_in_both_versions(tmp_path: Path) -> Non
 def test_overlap_is_held_against_all_there_is(tmp_path: Path) -> None:
     found = memory_of(fake_host.host(tmp_path), spec("a"), spec("b"), spec("c"), overlap=True, a=9 * GIB, b=8 * GIB, c=GIB)
     warned = one(found, "overlap_too_big")
-    assert "1 of the pairs" in warned.found
-    assert "a and b" in warned.found
+    assert "do not fit together: 1; a and b take about 17.00 GiB" in warned.found
 
 
 def test_settings_of_the_kernel(tmp_path: Path) -> None:
@@ -510,8 +527,6 @@ def test_what_is_remembered_is_told(tmp_path: Path) -> None:
     )
     folder = tmp_path / "state"
     folder.mkdir(mode=0o700)
-    import json
-
     (folder / "state.json").write_text(json.dumps(known.to_json()))
     found = list(state.look(Roots(), folder, by_service=False))
     assert "the next start loads a; files known to be sound: 1" in one(found, "remembered").found
@@ -655,6 +670,7 @@ def test_what_became_of_the_service(tmp_path: Path) -> None:
     told = codes(service.findings)
     assert (told["unit_failed"], told["unit_program"], told["unit_stale"]) == (Level.PROBLEM, Level.PROBLEM, Level.WARNING)
     assert told["unit_config"] is Level.NOTE
+    assert service.config == Path("/etc/other.yaml")
     assert service.pid is None
     again = unit_on(tmp_path, "ActiveState=active\nMainPID=1\nNRestarts=2", **{UNIT: SHIPPED})
     assert codes(again.findings)["unit_restarts"] is Level.WARNING
@@ -771,6 +787,67 @@ def test_a_socket_that_systemd_holds_is_not_connected_to(tmp_path: Path) -> None
         with pytest.raises(BlockingIOError):
             listener.accept()
     assert codes(found.findings) == {"socket_activated": Level.NOTE}
+
+
+AILING = {
+    "version": "0.0.9",
+    "state": "error",
+    "current_model": None,
+    "error": {"code": "load_failed", "message": "no memory\x1b[2J"},
+    "op": {"step": "mmap", "target_model_id": "a"},
+    "config_error": f"line 1: {CANARY}",
+    "quarantined": ["b"],
+    "uptime_s": 7300.0,
+}
+
+
+@contextlib.contextmanager
+def pretended_daemon(status: object, livez: bytes) -> Iterator[Address]:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def version_string(self) -> str:
+            return "modeld"
+
+        def do_GET(self) -> None:
+            body = {"/livez": b"{}", "/livez?verbose": livez, "/status": json.dumps(status).encode()}.get(self.path)
+            self.send_response(200 if body is not None else 404)
+            self.end_headers()
+            self.wfile.write(body or b"")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield Address("127.0.0.1", int(server.server_address[1]))
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_all_that_can_be_wrong_with_a_daemon_is_told() -> None:
+    with pretended_daemon(AILING, b"[+]ping ok\n[-]switch failed: reason withheld\nlivez check failed\n") as address:
+        found = network.look(Roots(), address, None, is_ours=True)
+    assert found.daemon
+    assert codes(found.findings) == {
+        "daemon": Level.OK,
+        "daemon_version": Level.WARNING,
+        "daemon_error": Level.PROBLEM,
+        "daemon_config": Level.PROBLEM,
+        "daemon_quarantined": Level.WARNING,
+        "daemon_stuck": Level.PROBLEM,
+    }
+    assert "up for 2.0 h" in one(found.findings, "daemon").found
+    assert CANARY not in str(found)
+
+
+@pytest.mark.parametrize("status", [None, [], "x", {}, {"version": 1, "state": [], "error": [], "op": 3, "uptime_s": "now"}])
+def test_a_daemon_that_answers_nonsense_does_not_make_the_check_raise(status: object) -> None:
+    with pretended_daemon(status, b"\xff\n[-]\n[-]   \n") as address:
+        found = network.look(Roots(), address, None, is_ours=True)
+    assert found.daemon
+    report.to_text(Report("1", "", (Section("x", found.findings),)))
 
 
 def test_a_socket_that_nobody_listens_on_any_more(tmp_path: Path) -> None:

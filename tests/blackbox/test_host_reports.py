@@ -5,12 +5,15 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import platform
 import resource
 import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -255,8 +258,6 @@ TABLE: dict[Callable[[Path], Made], str] = {
     other_digest: "library_refused",
     no_stamp: "library_refused",
     no_library: "library_refused",
-    illegal: "library_died",
-    wrong: "library_wrong",
     few_descriptors: "descriptors_few",
     little_to_lock: "mlock_limit",
     bad_configuration: "config_invalid",
@@ -268,6 +269,11 @@ TABLE: dict[Callable[[Path], Made], str] = {
     file_for_socket: "socket_taken",
     nobody_at_the_address: "unreachable",
 }
+
+
+IS_X86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="the code that is written into the library is x86-64's")
+if platform.machine() == "x86_64":
+    TABLE |= {illegal: "library_died", wrong: "library_wrong"}
 
 
 @pytest.mark.parametrize(("make", "code"), TABLE.items(), ids=[make.__name__ for make in TABLE])
@@ -283,11 +289,23 @@ def test_what_is_really_wrong_is_a_problem_and_the_rest_is_told(make: Callable[[
     assert CANARY not in ran.text
 
 
-def test_a_library_that_dies_is_told_by_the_name_of_the_signal(tmp_path: Path) -> None:
-    made = illegal(tmp_path)
-    ran = doctor(made.config, env=made.env)
-    assert "SIGILL" in ran.one("library_died")["found"]
-    assert ran.levels("decode_skipped") == ["note"]
+@IS_X86
+def test_of_a_set_each_library_is_tried_and_the_one_that_a_start_takes_is_named(tmp_path: Path) -> None:
+    faulty.put(tmp_path / "set", "x86-64-amx", "illegal")
+    faulty.put(tmp_path / "set", "x86-64-v3")
+    program = tmp_path / "modeld"
+    with zipfile.ZipFile(ROOT / "bin" / "modeld") as plain, zipfile.ZipFile(program, "w") as release:
+        for name in plain.namelist():
+            if not name.startswith("libllama."):
+                release.writestr(name, plain.read(name))
+        for path in (tmp_path / "set").glob("*/*"):
+            release.write(path, f"libraries/{path.parent.name}/{path.name}")
+    ran = doctor(quiet(tmp_path), command=(sys.executable, "-I", "-S", str(program)))
+    assert ran.status == 0, ran.text
+    died, runs = ran.one("library_died"), ran.one("library_runs")
+    assert (died["about"], died["level"], "SIGILL" in died["found"]) == ("x86-64-amx", "warning", True)
+    assert runs["about"] == ran.one("library_chosen")["facts"]["variant"] == "x86-64-v3"
+    assert ran.one("decode")["found"].endswith("12+30=42")
 
 
 # -- who is at the address
@@ -348,6 +366,7 @@ def test_beside_a_daemon_it_tells_its_state_and_gives_way(tmp_path: Path) -> Non
         found = ran.one("daemon")
         assert (found["facts"]["state"], found["facts"]["current_model"]) == ("ready", "demo-stories")
         assert found["facts"]["pid"] == daemon.process.pid
+        assert found["facts"]["library"] == "native"
         assert ran.one("decode")["facts"]["gave_way"] is True
         assert ran.one("state")["facts"]["holder"] == daemon.process.pid
         assert f"the daemon (pid {daemon.process.pid})" in ran.one("descriptors")["found"]
@@ -390,6 +409,52 @@ def test_in_an_empty_environment_without_a_home(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     ran = Ran(0, json.loads(done.stdout), done.stdout)
     assert ran.levels("state_none") == ["warning"]
+
+
+def test_where_processes_run_out_it_says_so(tmp_path: Path) -> None:
+    """Root is not held to that limit: it is another user's then, who can read this."""
+    if os.geteuid() == 0:
+        folder = Path(tempfile.mkdtemp(prefix="modeld-test-"))
+        folder.chmod(0o755)
+    else:
+        folder = tmp_path
+    try:
+        program = shutil.copy(ROOT / "bin" / "modeld", folder)
+        config = quiet(folder)
+        user = ("setpriv", "--reuid=65533", "--regid=65533", "--clear-groups", "--") if os.geteuid() == 0 else ()
+        few = "import os, resource, sys; resource.setrlimit(resource.RLIMIT_NPROC, (1, 1)); os.execv(sys.argv[1], sys.argv[1:])"
+        python = "/usr/bin/python3" if Path("/usr/bin/python3").exists() else sys.executable
+        ran = doctor(config, wrapper=(*user, python, "-c", few), command=(python, str(program)))
+        assert ran.status == 1
+        assert ran.levels("threads_few") == ["problem"]
+        assert "Resource temporarily unavailable" in ran.one("config_unread")["found"]
+        assert ran.levels("versions") == ["ok"]
+    finally:
+        if folder != tmp_path:
+            shutil.rmtree(folder)
+
+
+def test_from_a_folder_that_is_gone(tmp_path: Path) -> None:
+    config = quiet(tmp_path)
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    leave = "import os, sys; os.rmdir(os.getcwd()); os.execv(sys.argv[1], sys.argv[1:])"
+    command = [sys.executable, "-c", leave, sys.executable, str(ROOT / "bin" / "modeld"), "doctor", "--no-decode", "--json"]
+    env = {"STATE_DIRECTORY": str(tmp_path / "state")}
+    for more, status in (["--config", str(config)], 0), ([], 1):
+        done = subprocess.run(
+            [*command, *more], cwd=gone, env=env, capture_output=True, text=True, timeout=DEADLINE_S, check=False
+        )
+        assert (done.returncode, done.stderr) == (status, "")
+        assert json.loads(done.stdout)["counts"]["ok"] > 10
+        gone.mkdir()
+
+
+def test_a_reader_that_does_not_take_all_of_it_is_no_fault(tmp_path: Path) -> None:
+    line = f"{sys.executable} -m modeld doctor --no-decode --config {quiet(tmp_path)} | head -n 1"
+    done = subprocess.run(["/bin/sh", "-c", line], cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
+    assert done.stderr == ""
+    assert done.stdout.startswith("modeld doctor, ")
 
 
 def test_a_wrong_address_is_a_mistake_in_usage(tmp_path: Path) -> None:
