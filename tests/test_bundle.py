@@ -183,6 +183,7 @@ def test_the_wheel_holds_the_library_and_the_command(tmp_path: Path) -> None:
         assert {
             "modeld/app.py",
             "modeld/httpapi/openapi.json",
+            "modeld/deploy/modeld.service",
             "modeld/libllama.so",
             "modeld/libllama.stamp.json",
             "modeld/llm/reference/selftest.json",

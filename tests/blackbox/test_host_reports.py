@@ -94,8 +94,10 @@ LEVELS = ["ok", "note", "warning", "problem"]
 
 
 def test_a_whole_report_decodes_and_keeps_its_shape(tmp_path: Path) -> None:
-    ran = doctor(quiet(tmp_path))
+    config = quiet(tmp_path)
+    ran = doctor(config)
     assert (ran.status, ran.report["counts"]["problem"]) == (0, 0), ran.text
+    assert list(tmp_path.iterdir()) == [config]  # nothing is written, no state folder is made
     assert set(ran.report) == {"format", "version", "at", "level", "counts", "sections"}
     assert ran.report["format"] == 1
     assert [section["name"] for section in ran.report["sections"]] == SECTIONS
