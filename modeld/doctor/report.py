@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from modeld.printable import printable
+
 FORMAT = 1  # of the JSON form; fields may be added without a new number
 WIDTH = 110
 MAX_CHARS = 600  # of one text: a report is read by people
@@ -168,9 +170,8 @@ def _wrapped(first: str, text: str) -> list[str]:
 
 
 def _shown(text: str) -> str:
-    """One printable line: a path may hold line ends, and what clears a terminal or turns a line's direction."""
-    if not text.isprintable():
-        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    """One printable line of bounded length."""
+    text = printable(text)
     return text if len(text) <= MAX_CHARS else f"{text[: MAX_CHARS - 3]}..."
 
 
