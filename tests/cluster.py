@@ -5,20 +5,22 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import re
 import socket
 import ssl
 import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from tests.daemon import MODELS, Daemon
+from tests.daemon import MODELS, ROOT, Daemon
 from tests.fronts import DEPLOY, Front, haproxy, make_certificate, replaced
 
+SHIPPED = (DEPLOY / "haproxy-cluster.cfg").read_text()
 NAME = "models.localhost"  # which daemons let in without being told
 MODEL_IDS = ("demo-stories", "demo-calc")
 DEADLINE_S = 60.0
@@ -40,10 +42,12 @@ models:
 """
 
 
-def example(bind: str, certificate: Path, admin: Path, backends: Sequence[str], *, retries: str = "retries 0") -> str:
-    """deploy/haproxy-cluster.cfg but for addresses, places, times between checks, and no request is repeated."""
+def example(
+    bind: str, certificate: Path, admin: Path, backends: Sequence[str], *, retries: str = "retries 0", shipped: str = SHIPPED
+) -> str:
+    """`shipped` but for addresses, places, times between checks, and no request is repeated."""
     return replaced(
-        (DEPLOY / "haproxy-cluster.cfg").read_text(),
+        shipped,
         ("bind :443", f"bind {bind}"),
         ("/etc/haproxy/models.example.com.pem", str(certificate)),
         ("/run/haproxy/admin.sock", str(admin)),
@@ -54,6 +58,16 @@ def example(bind: str, certificate: Path, admin: Path, backends: Sequence[str], 
     )
 
 
+def by_model() -> str:
+    """deploy/haproxy-cluster.cfg with what docs/clusters.md adds for a model, for each of ours."""
+    [block] = re.findall(r"```haproxy\n(.*?)```", (ROOT / "docs" / "clusters.md").read_text(), re.DOTALL)
+    rules, _, backend = block.partition("\nbackend ")
+    front = "".join(rules.replace("large", model) for model in MODEL_IDS)
+    backends = "".join(f"\nbackend {backend.replace('large', model)}" for model in MODEL_IDS)
+    mark = "    use_backend ready if"
+    return replaced(SHIPPED, (mark, f"{front}\n{mark}")) + backends
+
+
 class Lost(Exception):
     """A request that was answered with an error: its status and code."""
 
@@ -61,18 +75,22 @@ class Lost(Exception):
 class Cluster:
     """Two daemons and the balancer. Context manager: ends them."""
 
-    def __init__(self, folder: Path, *, stop_delay_s: int = 0, retries: str = "retries 0") -> None:
+    def __init__(self, folder: Path, *, stop_delay_s: int = 0, retries: str = "retries 0", shipped: str = SHIPPED) -> None:
         self._stack = contextlib.ExitStack()
         self.certificate = make_certificate(folder, NAME)
         try:
             self.daemons = [self._stack.enter_context(self._daemon(folder / name, stop_delay_s)) for name in ("one", "two")]
             for daemon in self.daemons:
                 daemon.wait_ready()
+            self._right = answers_of(self.daemons[0])
             places = self._stack.enter_context(tempfile.TemporaryDirectory())  # the path of a Unix socket must be short
             self.admin = Path(places) / "admin.sock"
             addresses = [f"{daemon.host}:{daemon.port}" for daemon in self.daemons]
             self.front: Front = self._stack.enter_context(
-                haproxy(folder, lambda bind: example(bind, self.certificate, self.admin, addresses, retries=retries))
+                haproxy(
+                    folder,
+                    lambda bind: example(bind, self.certificate, self.admin, addresses, retries=retries, shipped=shipped),
+                )
             )
             self.wait_up("one", "two")
         except BaseException:
@@ -94,24 +112,24 @@ class Cluster:
 
     # -- what the balancer sees
 
-    def up(self) -> set[str]:
-        """Names of the servers that get generations."""
+    def up(self, backend: str = "ready") -> set[str]:
+        """Names of the servers that get what the back end is for: generations."""
         with socket.socket(socket.AF_UNIX) as admin:
             admin.settimeout(DEADLINE_S)
             try:
                 admin.connect(str(self.admin))
             except (FileNotFoundError, ConnectionRefusedError):  # it is about to listen
                 return set()
-            admin.sendall(b"show servers state ready\n")
+            admin.sendall(f"show servers state {backend}\n".encode())
             text = b"".join(iter(lambda: admin.recv(65536), b"")).decode()
         names, *rows = (line.lstrip("# ").split() for line in text.splitlines()[1:] if line)
         servers = [dict(zip(names, row, strict=False)) for row in rows]
         return {server["srv_name"] for server in servers if server["srv_op_state"] == "2"}  # SRV_ST_RUNNING
 
-    def wait_up(self, *names: str) -> None:
+    def wait_up(self, *names: str, backend: str = "ready") -> None:
         """Until the balancer sends generations to these, and to no other."""
         deadline = time.monotonic() + DEADLINE_S
-        while (up := self.up()) != set(names):
+        while (up := self.up(backend)) != set(names):
             assert time.monotonic() < deadline, f"the balancer sees {up}, never {names}: {self.front.lines[-20:]}"
             time.sleep(0.02)
 
@@ -125,10 +143,13 @@ class Cluster:
             return client.getresponse().status
 
     @contextlib.contextmanager
-    def clients(self, n: int = N_CLIENTS) -> Iterator[Tally]:
-        """So many clients that ask without a pause, until the block ends."""
-        tally = Tally(answers_of(self.daemons[0]), threading.Event())
-        threads = [threading.Thread(target=self._ask, args=(tally, number), name=f"client-{number}") for number in range(n)]
+    def clients(self, *models: str, n: int = N_CLIENTS) -> Iterator[Tally]:
+        """So many clients that ask without a pause, until the block ends; by turns they name these models, or none."""
+        tally = Tally(self._right, threading.Event())
+        questions = [{**QUESTION, "model": model} for model in models] or [QUESTION]
+        threads = [
+            threading.Thread(target=self._ask, args=(tally, number, questions[number % len(questions)])) for number in range(n)
+        ]
         for thread in threads:
             thread.start()
         try:
@@ -138,12 +159,12 @@ class Cluster:
             for thread in threads:
                 thread.join()
 
-    def _ask(self, tally: Tally, number: int) -> None:
+    def _ask(self, tally: Tally, number: int, question: Mapping[str, object]) -> None:
         client = _Client(self.front.address, ssl.create_default_context(cafile=str(self.certificate)))
         streams = number % 2 == 0
         while not tally.stop.is_set():
             try:
-                tally.count(_answer(client, streams=streams), streams=streams)
+                tally.count(_answer(client, question, streams=streams), streams=streams)
             except Exception as error:  # noqa: BLE001 - whatever it is, a client has lost its answer
                 client.close()
                 if tally.fail(str(error) if isinstance(error, Lost) else repr(error)) > MAX_FAILURES:
@@ -212,9 +233,9 @@ class _Client(http.client.HTTPConnection):
         self.sock = self._context.wrap_socket(self.sock, server_hostname=NAME)
 
 
-def _answer(client: http.client.HTTPConnection, *, streams: bool) -> tuple[str, str]:
+def _answer(client: http.client.HTTPConnection, question: Mapping[str, object], *, streams: bool) -> tuple[str, str]:
     """Model and text of one complete answer; raises where it is anything else."""
-    body = json.dumps({**QUESTION, "stream": streams})
+    body = json.dumps({**question, "stream": streams})
     client.request("POST", "/v1/chat/completions", body, {"Host": NAME, "Content-Type": "application/json"})
     response = client.getresponse()
     text = response.read().decode()

@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.cluster import DRAIN, MODEL_IDS, OVERLAP, READY_DELAY_S, Cluster, example, switch_by_turns
+import pytest
+
+from tests.cluster import DRAIN, MODEL_IDS, OVERLAP, READY_DELAY_S, SHIPPED, Cluster, by_model, example, switch_by_turns
 from tests.fronts import DEPLOY, find, make_certificate
 
 # What one host alone can answer: through the balancer nobody knows which.
@@ -21,10 +23,13 @@ ONE_HOSTS = (
 )
 
 
-def test_haproxy_accepts_the_example(tmp_path: Path) -> None:
+@pytest.mark.parametrize("shipped", [SHIPPED, by_model()], ids=["the file", "with hosts by model"])
+def test_haproxy_accepts_the_example(tmp_path: Path, shipped: str) -> None:
     config = tmp_path / "haproxy.cfg"
     certificate = make_certificate(tmp_path, "models.example.com")
-    config.write_text(example(":443", certificate, tmp_path / "admin.sock", ["192.0.2.11:8080", "192.0.2.12:8080"]))
+    config.write_text(
+        example(":443", certificate, tmp_path / "admin.sock", ["192.0.2.11:8080", "192.0.2.12:8080"], shipped=shipped)
+    )
     command = [find("haproxy"), "-c", "-q", "-f", str(config)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout + done.stderr) == (0, "")

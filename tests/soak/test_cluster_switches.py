@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster import DRAIN, N_CLIENTS, OVERLAP, Cluster, switch_by_turns
+from tests.cluster import DRAIN, MODEL_IDS, N_CLIENTS, OVERLAP, Cluster, by_model, switch_by_turns
 
 pytestmark = pytest.mark.soak
 
@@ -52,3 +52,19 @@ def test_cancelling_without_a_delay_loses_requests(tmp_path: Path) -> None:
 def test_what_repeating_refused_requests_adds(tmp_path: Path) -> None:
     """Told, not demanded: how many get through depends on which host comes next."""
     lost(tmp_path, "drain without ready_delay_s, haproxy repeats what is refused", AT_ONCE, retries=REPEATED)
+
+
+def test_who_names_a_model_is_sent_to_a_host_that_has_it(tmp_path: Path) -> None:
+    """With what docs/clusters.md adds to the example."""
+    with Cluster(tmp_path, shipped=by_model()) as cluster:
+        with cluster.clients(MODEL_IDS[0]) as named:
+            named.wait_more(50)
+            assert cluster.daemons[0].switched(MODEL_IDS[1], **DRAIN)["state"] == "succeeded"
+            named.wait_more(50)
+        cluster.wait_up("one", backend=f"model-{MODEL_IDS[1]}")
+        cluster.wait_up("two", backend=f"model-{MODEL_IDS[0]}")
+        with cluster.clients(*MODEL_IDS) as both:
+            both.wait_more(50)
+    assert not named.failures, named.failures
+    assert not both.failures, both.failures
+    assert {answer.partition(",")[0] for answer in both.answers} == set(MODEL_IDS)
