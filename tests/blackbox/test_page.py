@@ -371,6 +371,52 @@ def test_it_comes_back_by_itself_when_the_daemon_does(chromium: Chromium, tmp_pa
         assert_well_behaved(tab, daemon.url, expected=("net::ERR_",))
 
 
+HIDE = """
+(() => {
+    Object.defineProperty(document, "hidden", {value: true, configurable: true});
+    const plain = setTimeout;
+    window.setTimeout = (what) => plain(what, 0);
+    document.dispatchEvent(new Event("visibilitychange"));
+    window.setTimeout = plain;
+})()
+"""
+
+
+def test_a_tab_that_nobody_looks_at_gives_its_connection_back_and_misses_nothing(page: Tab, daemon: Daemon) -> None:
+    page.js(HIDE)
+    page.wait_text("#link", "Paused while nobody looks")
+    daemon.switched("demo-calc")
+    page.js("delete document.hidden; document.dispatchEvent(new Event('visibilitychange'))")
+    page.wait_text("#log", "demo-calc answers")
+    assert page.text("#link") == "Live"
+    assert page.text("#log").count("Connected") == 1, "no snapshot: what was missed was replayed"
+
+
+PARSE = """
+(async () => {
+    const {EventParser} = await import("./page/events.js");
+    const text = ": hello\\r\\n\\r\\nid: a-1\\nevent: e\\ndata: {\\ndata:  1}\\n\\nevent: f\\rdata:2\\r\\rid\\ndata: \u00e9\\n\\n"
+        + "event: without data\\n\\ndata: never ended\\n";
+    const expected = JSON.stringify([
+        {name: "e", data: "{\\n 1}", id: "a-1"}, {name: "f", data: "2", id: "a-1"}, {name: "message", data: "\u00e9", id: ""},
+    ]);
+    const wrong = [];
+    for (let cut = 0; cut <= text.length; cut += 1) {
+        for (const more of [cut, Math.min(text.length, cut + 1)]) {
+            const parser = new EventParser();
+            const found = [text.slice(0, cut), text.slice(cut, more), text.slice(more)].flatMap((part) => parser.push(part));
+            if (JSON.stringify(found) !== expected) wrong.push([cut, more, found]);
+        }
+    }
+    return wrong;
+})()
+"""
+
+
+def test_events_are_read_wherever_the_network_cuts_them(page: Tab) -> None:
+    assert page.js(PARSE.replace("\\\\", "\\")) == []
+
+
 def test_a_page_that_does_not_arrive_whole_asks_for_itself_again(chromium: Chromium, daemon: Daemon) -> None:
     with chromium.tab() as tab:
         tab.call("Network.setBlockedURLs", urls=["*/page/words.js"])

@@ -84,6 +84,12 @@ export class EventSourceWithKey {
         this.#wake();
     }
 
+    // As if nothing had been told yet: another key is another reader.
+    startAnew() {
+        this.#lastId = null;
+        this.retry();
+    }
+
     // A tab that nobody looks at gives its connection back: browsers open six to a host, for all tabs together.
     pause() {
         this.#paused = true;
@@ -103,12 +109,12 @@ export class EventSourceWithKey {
 
     async #follow() {
         for (;;) {
-            this.onPhase(this.#paused ? {phase: "paused"} : {phase: this.#failures ? "lost" : "connecting", retryAt: null});
+            if (!this.#paused) this.onPhase({phase: this.#failures ? "lost" : "connecting", retryAt: null});
             let error = null;
             if (!this.#paused) error = await this.#once();
             if (this.#paused || (error?.status >= 400 && error.status < 500 && error.status !== 429 && error.status !== 408)) {
                 // Waiting cures nothing: somebody has to come back, or enter a key.
-                if (!this.#paused) this.onPhase({phase: "refused", error});
+                this.onPhase(this.#paused ? {phase: "paused"} : {phase: "refused", error});
                 await new Promise((resolve) => { this.#wake = resolve; });
                 continue;
             }

@@ -22,8 +22,9 @@ const chat = new Chat(state, (text) => announcer.say(text));
 const models = new Models(state, render);
 const charts = new Charts(state);
 const access = new Access(() => {
-    state.scope = null;
-    events.retry();
+    Object.assign(state, newState());
+    events.startAnew();
+    render();
 });
 const events = new EventSourceWithKey(onEvent, onPhase);
 let clockOffsetS = 0; // the daemon's clock before ours

@@ -48,7 +48,8 @@ const ERRORS = {
 // {title, message, hint} of an ApiError, or of {code, message} in an event.
 export function explain(error) {
     const [title, hint] = ERRORS[error.code] ?? [`It failed: ${error.code}`, ""];
-    return {title, message: sentence(error.message), hint};
+    const later = error.retryAfterS ? `The daemon says: after ${longTime(error.retryAfterS)}.` : "";
+    return {title, message: sentence(error.message), hint: [hint, later].filter(Boolean).join(" ")};
 }
 
 export function sentence(text) {
