@@ -9,14 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from modeld.arguments import parser
 from modeld.cli import terminal
-from modeld.cli.bar import View, bar_line, plain_line
+from modeld.cli.bar import WORDS, View, bar_line, plain_line
 from modeld.cli.events import event_words
 from modeld.cli.eventstream import Event
 from modeld.cli.ops import op_lines
 from modeld.cli.record import Record, one_line, shown
 from modeld.cli.status import ended_words, status_lines
+from modeld.cli.switch import OPTIONS
 from modeld.cli.terminal import Screen, cut, safe, seconds, size_of
+from modeld.httpapi.description import document
+from modeld.types import Phase, Step
 
 ASCII = ("#", "-")
 HOSTILE = "\x1b]0;owned\x07\x1b[2J\x9b31m\r\u202e\x00\x7f"
@@ -229,3 +233,18 @@ def test_cutting() -> None:
     assert cut("abcdef", 6) == "abcdef"
     assert cut("abcdefg", 6) == "abc..."
     assert shown("x" * 2000).endswith("...")
+
+
+# -- nothing of the API is missing
+
+
+def test_every_option_of_a_switch_has_a_flag() -> None:
+    schema = document("1")["components"]["schemas"]["SwitchOptions"]
+    taken = {*OPTIONS.values(), "force"}
+    assert taken == set(schema["properties"])
+    args = parser().parse_args(["switch", "m"])
+    assert {*OPTIONS, "force"} <= set(vars(args))
+
+
+def test_every_step_and_phase_has_its_words() -> None:
+    assert {*Step, *Phase} <= set(WORDS)

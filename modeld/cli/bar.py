@@ -25,10 +25,11 @@ _BAR_COLUMNS = 24
 _SHORTEST_BAR = 5
 
 # What a step or phase is, in words that fit beside its name.
-_WORDS = {
+WORDS = {
     "check": "comparing the SHA-256",
     "probe": "trying the file",
     "prefetch": "reading ahead",
+    "divert": "letting balancers look away",
     "drain": "letting answers end",
     "unload": "unloading",
     "mmap": "loading",
@@ -66,7 +67,7 @@ class View:
 def bar_line(view: View, elapsed_s: float, width: int, blocks: tuple[str, str]) -> str:
     """One line of at most `width` columns: target, step, bar, percent, elapsed. What does not fit goes, the bar first."""
     clock = f"{elapsed_s:.1f} s" if elapsed_s < 60 else seconds(elapsed_s)
-    words = _WORDS.get(view.step)
+    words = WORDS.get(view.step)
     pct = "" if view.pct is None else f"{view.pct:3d} %"
     short = "  ".join(part for part in (view.target, view.step, pct, clock) if part)
     named = f"{words} ({view.step})" if words else view.step

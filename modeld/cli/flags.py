@@ -202,6 +202,12 @@ def _add_leaving(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     group.add_argument("--on-inflight", choices=("cancel", "drain"), help="running requests are cut, or may end by themselves")
     group.add_argument("--drain-timeout", type=_seconds, metavar="S", help="seconds that they have for it")
     group.add_argument(
+        "--ready-delay",
+        type=_number,
+        metavar="S",
+        help="seconds from /readyz at 503 to the first refusal: balancers look away",
+    )
+    group.add_argument(
         "--on-busy",
         choices=("queue", "reject", "supersede"),
         help="where others run or wait: come after them, give up, or cancel them",

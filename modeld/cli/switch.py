@@ -13,9 +13,10 @@ from modeld.cli.record import Record, shown
 from modeld.cli.terminal import Screen
 from modeld.cli.watching import wait_for
 
-_OPTIONS = {
+OPTIONS = {
     "on_inflight": "on_inflight",
     "drain_timeout": "drain_timeout_s",
+    "ready_delay": "ready_delay_s",
     "on_busy": "on_busy",
     "on_failure": "on_failure",
     "strategy": "strategy",
@@ -71,7 +72,7 @@ def _post(client: Client, args: argparse.Namespace, path: str, body: dict[str, o
 
 def _options(args: argparse.Namespace) -> dict[str, object]:
     """What was said; what was not is the daemon's default."""
-    return {member: value for flag, member in _OPTIONS.items() if (value := getattr(args, flag, None)) is not None}
+    return {member: value for flag, member in OPTIONS.items() if (value := getattr(args, flag, None)) is not None}
 
 
 def _tell_plan(plan: Record, screen: Screen) -> int:

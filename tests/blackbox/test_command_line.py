@@ -157,6 +157,8 @@ def test_how_a_switch_is_done_can_be_said(at: Client, daemon: Daemon) -> None:
     done = at("switch", "demo-stories", "--if-generation", str(generation - 1), "--wait")
     assert (done.status, f"the generation is {generation}" in done.err) == (exits.FAILED, True)
     assert at("switch", "demo-stories", "--if-generation", str(generation), "--wait").status == exits.OK
+    op_id = at("switch", "demo-calc", "--ready-delay", "0.05", "--wait", "--json").json["op_id"]
+    assert daemon.get(f"/ops/{op_id}")["steps_ms"]["divert"] >= 50
     assert at("switch", "demo-calc", "--strategy", "somehow").status == exits.USAGE
     assert (
         at("switch", "demo-calc", "--on-inflight", "drain", "--drain-timeout", "1e9").status == exits.FAILED
