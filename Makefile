@@ -38,7 +38,7 @@ TOOLS_ON_DEMAND := cmake|uv
 
 .PHONY: help
 help: ## list the targets
-	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo '  Also: ARGS="..." for run, test, bench, soak; SDIST=FILE for fetch; CMAKE_FLAGS="-DGGML_CUDA=ON" for build; PYTHON=python3.12'
 
 # -- Python -------------------------------------------------------------------------------------------------------------
@@ -150,6 +150,18 @@ release: $(VARIANTS:%=build/release/%/libllama.stamp.json) ## build a library fo
 
 bin/modeld: $(STAMP) scripts/bundle.py models/selftest.json models/demo-calc.gguf $(shell find modeld -name '*.py' -o -name '*.json') | $(VENV)/runtime
 	@$(PY) scripts/bundle.py $@
+
+# The set of libraries that is handed over; another folder is taken as it is.
+LIBRARIES ?= build/release
+DIST_NEEDS := $(if $(filter build/release,$(LIBRARIES)),release) $(VENV)/dev
+
+.PHONY: dist
+dist: $(DIST_NEEDS) ## make all that is handed over into dist/: one file, wheels, Debian package, airgap bundle; LIBRARIES=FOLDER
+	@$(PY) -m scripts.dist --libraries $(LIBRARIES) $(ARGS)
+
+.PHONY: distcheck
+distcheck: $(VENV)/dev ## make release dist in two folders from nothing and compare; ARGS="--libraries build/release" without the build
+	@$(PY) -m scripts.dist.twice $(ARGS)
 
 # -- everyday -----------------------------------------------------------------------------------------------------------
 

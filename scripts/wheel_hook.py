@@ -1,7 +1,8 @@
 """What does a wheel of modeld hold besides Python? The set of `make release`, or the one library of `make build`; the reference.
 
 Such a wheel is for one kind of machine and any Python. Without a library it is a plain one, whose user sets MODELD_LIBRARY.
-MODELD_LIBRARIES in the environment names another set than build/release; empty: the one library.
+MODELD_LIBRARIES in the environment names another set than build/release; empty: the one library. MODELD_WHEEL_PLATFORM says for
+which hosts a set is (manylinux_2_36_x86_64), of which the building host's platform knows nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ class LibraryHook(BuildHookInterface[Any]):
             return
         build_data["force_include"] |= libraries
         build_data["pure_python"] = False
-        build_data["tag"] = f"py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
+        platform = os.environ.get("MODELD_WHEEL_PLATFORM") or sysconfig.get_platform().replace("-", "_").replace(".", "_")
+        build_data["tag"] = f"py3-none-{platform}"
 
     def _libraries(self, root: Path) -> dict[str, str]:
         """Files of the tree, and their places in the wheel."""
