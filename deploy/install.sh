@@ -218,9 +218,19 @@ install_package() {
     [ -n "$start" ] || rm -f /usr/sbin/policy-rc.d
     [ "$status" -eq 0 ] || die "dpkg ended with status $status; its words are above"
     prefix=/usr config=/etc/modeld/models.yaml
+    answer=$(/usr/bin/modeld --version 2>&1) || die "the package is installed and does not run: $answer"
 }
 
 # -- by hand --------------------------------------------------------------------------------------------------------------
+
+# Whether a name in the list of installed files may be removed: nothing outside is, whatever the list says.
+ours() {
+    case $1 in
+        */../* | */..) return 1 ;;
+        "$unit" | "$prefix"/*) [ "$1" != "$config" ] ;;
+        *) return 1 ;;
+    esac
+}
 
 # put SOURCE TARGET MODE: whole or not at all; whoever has the old file open keeps it.
 put() {
@@ -270,7 +280,7 @@ install_by_hand() {
 
     # What an older version had and this one has not.
     printf '%s\n' "$before" | while IFS= read -r old; do
-        [ -n "$old" ] || continue
+        ours "$old" || continue
         kept=
         while IFS= read -r new; do [ "$new" != "$old" ] || { kept=yes; break; }; done < "$stage/.installed"
         [ -n "$kept" ] || rm -f -- "$old"
@@ -345,11 +355,7 @@ uninstall() {
         [ -n "$own_prefix" ] || rm -rf /var/lib/private/modeld /var/lib/modeld
     fi
     printf '%s\n%s\n' "$list" "$config" | while IFS= read -r name; do
-        case $name in
-            "$config") ;;
-            "$prefix"/* | "$unit") rm -f -- "$name" ;;
-            *) continue ;;
-        esac
+        if ours "$name"; then rm -f -- "$name"; elif [ "$name" != "$config" ]; then continue; fi
         # Folders that are empty now, up to the prefix, and no shared one of the system.
         folder=${name%/*}
         while [ "$folder" != "$prefix" ] && [ -n "$folder" ]; do

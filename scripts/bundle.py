@@ -25,6 +25,10 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # it is run as a file
+
+from scripts.licenses import licenses  # noqa: E402
+
 SHEBANG = b"#!/usr/bin/env python3\n"
 REFERENCE = (ROOT / "models" / "selftest.json", ROOT / "models" / "demo-calc.gguf")  # what a library is tried with
 UNIT = ROOT / "deploy" / "modeld.service"  # which `modeld doctor` compares with what is installed
@@ -63,9 +67,8 @@ def members(libraries: dict[str, Path]) -> Iterator[tuple[str, bytes]]:
     for path in REFERENCE:
         yield f"modeld/llm/reference/{path.name}", path.read_bytes()
     yield f"modeld/deploy/{UNIT.name}", UNIT.read_bytes()
-    yield "licenses/modeld.txt", (ROOT / "LICENSE").read_bytes()
-    yield "licenses/llama.cpp.txt", (ROOT / "third_party" / "llama.cpp" / "LICENSE").read_bytes()
-    yield "licenses/PyYAML.txt", pyyaml_license(yaml_folder)
+    for name, text in licenses().items():
+        yield f"licenses/{name}.txt", text
 
 
 def with_bytecode(files: Iterator[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]]:
@@ -80,13 +83,6 @@ def with_bytecode(files: Iterator[tuple[str, bytes]]) -> Iterator[tuple[str, byt
             code = compile(data, name, "exec", dont_inherit=True, optimize=0)
             flags = 0b01  # PEP 552: based on the source's hash, and not checked
             yield f"{name}c", MAGIC_NUMBER + struct.pack("<I", flags) + source_hash(data) + marshal.dumps(code)
-
-
-def pyyaml_license(yaml_folder: Path) -> bytes:
-    found = sorted(yaml_folder.parent.glob("[Pp]y[Yy][Aa][Mm][Ll]-*.dist-info/**/LICENSE*"))
-    if not found:
-        raise SystemExit(f"PyYAML's licence is not beside {yaml_folder}; install it with pip into the environment that runs this")
-    return found[0].read_bytes()
 
 
 def bundle(libraries: dict[str, Path], target: Path) -> None:

@@ -8,6 +8,7 @@ which hosts a set is (manylinux_2_36_x86_64), of which the building host's platf
 from __future__ import annotations
 
 import os
+import runpy
 import sysconfig
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,21 @@ class LibraryHook(BuildHookInterface[Any]):
             build_data["force_include"][str(unit)] = f"modeld/deploy/{unit.name}"
         if not (libraries := self._libraries(Path(self.root))):
             return
-        build_data["force_include"] |= libraries
+        build_data["force_include"] |= libraries | self._licenses(Path(self.root))
         build_data["pure_python"] = False
         platform = os.environ.get("MODELD_WHEEL_PLATFORM") or sysconfig.get_platform().replace("-", "_").replace(".", "_")
         build_data["tag"] = f"py3-none-{platform}"
+
+    def _licenses(self, root: Path) -> dict[str, str]:
+        """A library brings the terms of those who wrote it. Written to files, since hatchling takes nothing else."""
+        folder = root / "build" / "licenses"
+        folder.mkdir(parents=True, exist_ok=True)
+        found = {}
+        for name, text in runpy.run_path(str(root / "scripts" / "licenses.py"))["licenses"]().items():
+            path = folder / f"{name}.txt"
+            path.write_bytes(text)
+            found[str(path)] = f"modeld/licenses/{path.name}"
+        return found
 
     def _libraries(self, root: Path) -> dict[str, str]:
         """Files of the tree, and their places in the wheel."""

@@ -22,7 +22,8 @@ def make(release: Release, out: Path, *, fast: bool = False) -> list[Path]:
     with tempfile.TemporaryDirectory(prefix=".part-", dir=out) as folder:  # on one file system: renames are whole
         part = Path(folder)
         program = part / "modeld"
-        command = [sys.executable, os.fspath(ROOT / "scripts" / "bundle.py"), program, "--libraries", release.libraries]
+        packer = os.fspath(ROOT / "scripts" / "bundle.py")
+        command = [sys.executable, packer, os.fspath(program), "--libraries", os.fspath(release.libraries)]
         done = subprocess.run(command, env=release.environment, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise DistError(f"scripts/bundle.py failed:\n{done.stdout}{done.stderr}")

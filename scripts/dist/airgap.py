@@ -7,6 +7,7 @@ from pathlib import Path
 from scripts.dist import share
 from scripts.dist.files import Tree
 from scripts.dist.release import GLIBC, PYTHON, ROOT, Release, dotted
+from scripts.licenses import licenses
 
 SUMS = "SHA256SUMS"
 SBOM = "sbom.cdx.json"
@@ -22,7 +23,7 @@ def contents(release: Release, program: Path, packages: list[Path]) -> Tree:
     for path in packages:
         tree.copy(f"packages/{path.name}", path)
     tree.graft("share", share.share(release, prefix="/usr/local"))
-    for name, text in share.licenses().items():
+    for name, text in licenses().items():
         tree.add(f"share/{share.DOC}/licenses/{name}.txt", text)
     return tree
 

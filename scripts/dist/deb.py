@@ -71,7 +71,7 @@ def contents(release: Release) -> Tree:
     tree = Tree()
     tree.add("usr/bin/modeld", PROGRAM, mode=0o755)
     for path in sorted((ROOT / "modeld").rglob("*")):
-        if path.is_file() and "__pycache__" not in path.parts and not path.name.startswith("libllama."):
+        if path.is_file() and "__pycache__" not in path.parts and not path.name.endswith((".so", ".stamp.json")):
             tree.copy(f"{HOME}/{path.relative_to(ROOT).as_posix()}", path)
     for path in REFERENCE:
         tree.copy(f"{HOME}/modeld/llm/reference/{path.name}", path)
@@ -80,11 +80,11 @@ def contents(release: Release) -> Tree:
         tree.copy(f"{folder}/{LIBRARY}", variant.library)
         tree.copy(f"{folder}/{STAMP}", variant.stamp_path)
     ours = share(release, prefix="/usr", zsh=DEBIAN_ZSH)
-    for path, file in ours.items():
-        if path == "modeld/modeld.service":
+    for name, file in ours.items():
+        if name == "modeld/modeld.service":
             tree.add("usr/lib/systemd/system/modeld.service", file.data)
-        elif path != "modeld/models.yaml":
-            tree.add(f"usr/share/{path}", file.data)
+        elif name != "modeld/models.yaml":
+            tree.add(f"usr/share/{name}", file.data)
     tree.add("etc/modeld/models.yaml", configuration("/usr"))
     tree.add(f"usr/share/{DOC}/copyright", copyright_file())
     tree.add(f"usr/share/{DOC}/changelog.gz", gz(changelog(release)))
@@ -132,7 +132,9 @@ def copyright_file() -> str:
         "Comment: The libraries hold parts of GCC's run time (libstdc++, libgcc), whose runtime library exception\n"
         " allows this under any terms.\n\n"
         f"Files: *\nCopyright: {_holder(notice)}\nLicense: Expat\n\n"
-        f"Files: usr/lib/modeld/modeld/libraries/*\nCopyright: {_holder(upstream)}\nLicense: Expat\n\n"
+        f"Files: usr/lib/modeld/modeld/libraries/*\nCopyright: {_holder(upstream)}\n"
+        "           2024 Mozilla Foundation (llamafile's matrix products)\n"
+        "           2023 Jeffrey Quesnelle and Bowen Peng (YaRN)\nLicense: Expat\n\n"
         f"License: Expat\n{lines}"
     )
 

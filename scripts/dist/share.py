@@ -40,8 +40,8 @@ def share(release: Release, *, prefix: str, zsh: str = COMPLETIONS["zsh"]) -> Tr
                 tree.copy(f"{DOC}/{name}", path)
     for name in MODELS:
         tree.copy(f"modeld/models/{name}", ROOT / "models" / name)
-    for path, page in manuals(release).items():
-        tree.add(f"man/{path}.gz", gz(page))
+    for name, page in manuals(release).items():
+        tree.add(f"man/{name}.gz", gz(page))
     for shell, place in COMPLETIONS.items():
         tree.add(zsh if shell == "zsh" else place, run(release, "completion", shell))
     tree.add("modeld/models.yaml", configuration(prefix))
@@ -78,17 +78,6 @@ def manuals(release: Release) -> dict[str, str]:
         if not pages:
             raise DistError("`modeld manual --output` wrote no page")
         return {f"man{page.suffix[1:]}/{page.name}": page.read_text() for page in pages}
-
-
-def licenses() -> dict[str, bytes]:
-    """Of everything that is in the files handed over. Names without ending."""
-    from scripts import bundle
-
-    return {
-        "modeld": (ROOT / "LICENSE").read_bytes(),
-        "llama.cpp": (ROOT / "third_party" / "llama.cpp" / "LICENSE").read_bytes(),
-        "PyYAML": bundle.pyyaml_license(bundle.Path(bundle.yaml.__file__).parent),
-    }
 
 
 def run(release: Release, *args: str) -> str:

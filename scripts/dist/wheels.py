@@ -21,9 +21,9 @@ from pathlib import Path
 
 import yaml
 
-from scripts.bundle import pyyaml_license
 from scripts.dist.files import Tree
 from scripts.dist.release import ROOT, DistError, Release
+from scripts.licenses import pyyaml_license
 
 WHEEL = "Wheel-Version: 1.0\nGenerator: modeld-dist\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
 LOCAL = "pure"  # PEP 440: a rebuilt one says that it is not upstream's file
