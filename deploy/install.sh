@@ -207,27 +207,30 @@ by_dpkg() {
 
 install_package() {
     # dpkg asks about a configuration that both sides have changed; the host's stays, the new one lies beside it (.dpkg-dist).
-    if [ -z "$start" ]; then
-        # invoke-rc.d's and deb-systemd-invoke's own way to say no. It is put away again even if dpkg fails.
-        [ ! -e /usr/sbin/policy-rc.d ] || die "--no-start: /usr/sbin/policy-rc.d is there already and decides"
-        printf '#!/bin/sh\nexit 101\n' > /usr/sbin/policy-rc.d
-        chmod 755 /usr/sbin/policy-rc.d
-    fi
-    status=0
-    DEBIAN_FRONTEND=noninteractive dpkg --force-confdef --force-confold -i "$stage/packages/modeld_${version}_amd64.deb" < /dev/null || status=$?
-    [ -n "$start" ] || rm -f /usr/sbin/policy-rc.d
-    [ "$status" -eq 0 ] || die "dpkg ended with status $status; its words are above"
+    if [ -z "$start" ]; then MODELD_NO_START=yes; export MODELD_NO_START; fi # for the package's postinst
+    DEBIAN_FRONTEND=noninteractive dpkg --force-confdef --force-confold -i "$stage/packages/modeld_${version}_amd64.deb" < /dev/null \
+        || die "dpkg ended with status $?; its words are above"
     prefix=/usr config=/etc/modeld/models.yaml
     answer=$(/usr/bin/modeld --version 2>&1) || die "the package is installed and does not run: $answer"
 }
 
 # -- by hand --------------------------------------------------------------------------------------------------------------
 
+# missing_folders NAME: those that lie above it and are not there, down from the prefix, with a slash at the end
+missing_folders() {
+    folder=${1%/*}
+    while [ -n "$folder" ] && [ ! -d "$folder" ]; do
+        printf '%s/\n' "$folder"
+        [ "$folder" != "$prefix" ] || break
+        folder=${folder%/*}
+    done
+}
+
 # Whether a name in the list of installed files may be removed: nothing outside is, whatever the list says.
 ours() {
     case $1 in
         */../* | */..) return 1 ;;
-        "$unit" | "$prefix"/*) [ "$1" != "$config" ] ;;
+        "$unit" | "$prefix"/* | "${config%/*}/") [ "$1" != "$config" ] ;;
         *) return 1 ;;
     esac
 }
@@ -249,8 +252,9 @@ moved() {
 }
 
 install_by_hand() {
-    mkdir -p -- "$prefix" 2> /dev/null || true
-    [ -w "$prefix" ] || die "$prefix cannot be written to; as root, or with --prefix \"\$HOME/.local\""
+    folder=$prefix
+    while [ ! -d "$folder" ] && [ -n "$folder" ]; do folder=${folder%/*}; done
+    [ -w "${folder:-/}" ] || die "$prefix cannot be written to; as root, or with --prefix \"\$HOME/.local\""
     before=
     [ ! -f "$manifest" ] || before=$(cat -- "$manifest")
     (cd "$stage" && walk share share) > "$stage/.walked"
@@ -258,8 +262,13 @@ install_by_hand() {
         printf '%s\n' "$prefix/bin/modeld" "$manifest" "$prefix/share/modeld/install.sh" "$unit"
         while IFS= read -r name; do printf '%s/share/%s\n' "$prefix" "$name"; done < "$stage/.walked"
     } > "$stage/.installed"
+    # Folders that are made now, or were by the version before, go with the rest; others of the same name were here first.
+    {
+        printf '%s\n' "$before" | while IFS= read -r name; do case $name in */) printf '%s\n' "$name" ;; esac; done
+        { cat -- "$stage/.installed"; printf '%s\n' "$config"; } | while IFS= read -r name; do missing_folders "$name"; done
+    } | sort -u > "$stage/.folders"
+    cat -- "$stage/.folders" >> "$stage/.installed"
     # First the list, so that an interrupted run can be undone; it holds the old files as well until they are gone.
-    mkdir -p -- "$prefix/share/modeld"
     { cat -- "$stage/.installed"; [ -z "$before" ] || printf '%s\n' "$before"; } > "$stage/.both"
     put "$stage/.both" "$manifest" 644
 
@@ -268,6 +277,12 @@ install_by_hand() {
             modeld/models.yaml | modeld/modeld.service)
                 moved /usr/local/ "$prefix/" < "$stage/share/$name" > "$stage/.moved"
                 put "$stage/.moved" "$prefix/share/$name" 644
+                ;;
+            doc/*/deploy/*)
+                first=
+                IFS= read -r first < "$stage/share/$name" || true
+                case $first in '#!'*) mode=755 ;; *) mode=644 ;; esac
+                put "$stage/share/$name" "$prefix/share/$name" "$mode"
                 ;;
             *) put "$stage/share/$name" "$prefix/share/$name" 644 ;;
         esac
@@ -354,15 +369,13 @@ uninstall() {
         rm -f -- "$config"
         [ -n "$own_prefix" ] || rm -rf /var/lib/private/modeld /var/lib/modeld
     fi
-    printf '%s\n%s\n' "$list" "$config" | while IFS= read -r name; do
-        if ours "$name"; then rm -f -- "$name"; elif [ "$name" != "$config" ]; then continue; fi
-        # Folders that are empty now, up to the prefix, and no shared one of the system.
-        folder=${name%/*}
-        while [ "$folder" != "$prefix" ] && [ -n "$folder" ]; do
-            case $folder in /etc | /etc/systemd/system | /usr/local/bin | /usr/local/share | /usr/local/share/man) break ;; esac
-            rmdir -- "$folder" 2> /dev/null || break
-            folder=${folder%/*}
-        done
+    # Files before the folders that they lie in.
+    printf '%s\n' "$list" "${config%/*}/" | sort -r | while IFS= read -r name; do
+        ours "$name" || continue
+        case $name in
+            */) rmdir -- "$name" 2> /dev/null || true ;; # what is not empty stays
+            *) rm -f -- "$name" ;;
+        esac
     done
     if [ -z "$own_prefix" ] && booted; then systemctl daemon-reload; fi
     say "modeld is gone from $prefix"

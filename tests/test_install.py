@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "deploy" / "install.sh"
 
 # Programs of coreutils, and the shell. Nothing else may be needed.
-TOOLS = "sh cat chmod cp dirname id mkdir mktemp mv rm rmdir sha256sum uname"
+TOOLS = "sh cat chmod cp dirname id mkdir mktemp mv rm rmdir sha256sum sort uname"
 
 # Stands for bin/modeld: what install.sh asks of it.
 PROGRAM = """\
@@ -256,7 +256,9 @@ def test_everything_goes_below_the_prefix_and_names_it(packed: Path, tmp_path: P
     unit = found["lib/systemd/system/modeld.service"].decode()
     assert f"ExecStart={prefix}/bin/modeld serve --config {prefix}/etc/modeld/models.yaml\n" in unit
     listed = (prefix / "share/modeld/installed").read_text().splitlines()
-    assert {f"{prefix}/{name}" for name in found} == {*listed, f"{prefix}/etc/modeld/models.yaml"}
+    names = {name for name in listed if not name.endswith("/")}
+    assert {f"{prefix}/{name}" for name in found} == {*names, f"{prefix}/etc/modeld/models.yaml"}
+    assert {*listed} - names == {f"{prefix}/", *(f"{path}/" for path in prefix.rglob("*") if path.is_dir())}
     assert str(prefix) in done.stdout
 
 
@@ -288,6 +290,7 @@ def test_uninstall_leaves_the_configuration_and_purge_nothing(packed: Path, tmp_
     install("--prefix", prefix)
     other = prefix / "bin" / "another"
     other.write_text("not ours")
+    assert install("--prefix", prefix).returncode == 0  # the folders stay known as made by the first
     shutil.rmtree(packed)  # the stick is gone
     done = install("uninstall", "--prefix", prefix, script=prefix / "share/modeld/install.sh")
     assert done.returncode == 0, done.stderr
@@ -299,6 +302,21 @@ def test_uninstall_leaves_the_configuration_and_purge_nothing(packed: Path, tmp_
     assert files(prefix) == {}
     done = install("uninstall", "--prefix", prefix, script=tmp_path / "install.sh")
     assert (done.returncode, "nothing of modeld is installed" in done.stderr) == (1, True)
+
+
+def test_purge_at_once_leaves_not_even_a_folder(tmp_path: Path, install) -> None:
+    prefix = tmp_path / "new" / "prefix"
+    install("--prefix", prefix)
+    assert install("uninstall", "--purge", "--prefix", prefix).returncode == 0
+    assert not prefix.exists()
+
+
+def test_folders_that_were_there_before_stay(tmp_path: Path, install) -> None:
+    prefix = tmp_path / "prefix"
+    (prefix / "share" / "man").mkdir(parents=True)
+    install("--prefix", prefix)
+    install("uninstall", "--purge", "--prefix", prefix)
+    assert [path.relative_to(prefix).as_posix() for path in sorted(prefix.rglob("*"))] == ["share", "share/man"]
 
 
 def test_a_list_of_installed_files_that_names_others_takes_none_of_them_away(tmp_path: Path, install) -> None:

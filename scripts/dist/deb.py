@@ -82,9 +82,9 @@ def contents(release: Release) -> Tree:
     ours = share(release, prefix="/usr", zsh=DEBIAN_ZSH)
     for name, file in ours.items():
         if name == "modeld/modeld.service":
-            tree.add("usr/lib/systemd/system/modeld.service", file.data)
+            tree.add("usr/lib/systemd/system/modeld.service", file.data)  # /lib is a link to it wherever this may be installed
         elif name != "modeld/models.yaml":
-            tree.add(f"usr/share/{name}", file.data)
+            tree.add(f"usr/share/{name}", file.data, mode=file.mode)
     tree.add("etc/modeld/models.yaml", configuration("/usr"))
     tree.add(f"usr/share/{DOC}/copyright", copyright_file())
     tree.add(f"usr/share/{DOC}/changelog.gz", gz(changelog(release)))

@@ -37,7 +37,7 @@ def share(release: Release, *, prefix: str, zsh: str = COMPLETIONS["zsh"]) -> Tr
         for path in sorted((ROOT / folder).rglob("*")):
             name = path.relative_to(ROOT).as_posix()
             if path.is_file() and not name.startswith(PACKAGING):
-                tree.copy(f"{DOC}/{name}", path)
+                tree.copy(f"{DOC}/{name}", path, mode=0o755 if path.stat().st_mode & 0o100 else 0o644)
     for name in MODELS:
         tree.copy(f"modeld/models/{name}", ROOT / "models" / name)
     for name, page in manuals(release).items():

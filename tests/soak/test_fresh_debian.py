@@ -7,7 +7,6 @@ more for it. Needs root (namespaces, chroot) and a Debian mirror, which is the o
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -16,15 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from scripts.dist.twice import copy_tree
 from tests.daemon import ROOT
-from tests.dist_set import native_set
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(0)]
 
 TREE = ROOT / "build" / "fresh" / "bookworm"
 PACKAGES = "python3,python3-yaml"
-OLD = "0.0.9"
 
 
 @pytest.fixture(scope="module")
@@ -56,31 +52,6 @@ def mirror() -> str:
         if kind == "Packages" and release in ("bookworm", "stable", "trixie"):
             return site
     pytest.skip("this host's apt names no Debian mirror")
-
-
-def libraries() -> list[str]:
-    """The set of `make release`; where there is none, this host's own library as the only one of a set."""
-    if list((ROOT / "build" / "release").glob("*/libllama.so")):
-        return ["--libraries", os.fspath(ROOT / "build" / "release")]
-    return ["--libraries", os.fspath(native_set(ROOT / "build" / "native-set")), "--allow-native"]
-
-
-@pytest.fixture(scope="module")
-def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Unpacked, of this version and of an older one."""
-    folder = tmp_path_factory.mktemp("bundles")
-    older = folder / "tree"
-    copy_tree(older)
-    init = older / "modeld" / "__init__.py"
-    init.write_text(re.sub(r'__version__ = ".*"', f'__version__ = "{OLD}"', init.read_text()))
-    found = {}
-    for name, place in (("new", ROOT), ("old", older)):
-        command = [sys.executable, "-m", "scripts.dist", "--out", os.fspath(folder / name), "--fast", *libraries()]
-        subprocess.run(command, cwd=place, check=True, env=os.environ | {"SOURCE_DATE_EPOCH": "1767225600"})
-        [archive] = (folder / name).glob("*.tar.gz")
-        subprocess.run(["tar", "-xzf", os.fspath(archive), "-C", os.fspath(folder / name)], check=True)
-        found[name] = folder / name / archive.name.removesuffix(".tar.gz")
-    return found
 
 
 @pytest.mark.parametrize("way", ["package", "file", "user"])
