@@ -337,6 +337,7 @@ next_steps() {
     elif [ -z "$start" ]; then
         say "start it:     systemctl enable --now modeld"
     fi
+    say "look at it:   $prefix/bin/modeld doctor --config $config"
     say "ask it:       curl -s http://127.0.0.1:8080/status"
     if [ -n "$own_prefix" ]; then where=" --prefix $prefix"; else where=; fi
     if [ "$prefix" = /usr ]; then

@@ -207,6 +207,7 @@ def test_the_package_has_what_an_administrator_looks_for(package: Path, unpacked
         "usr/share/doc/modeld/copyright",
         "usr/lib/modeld/modeld/libraries/x86-64-v3/libllama.so",
         "usr/lib/modeld/modeld/llm/reference/selftest.json",
+        "usr/lib/modeld/modeld/deploy/modeld.service",
     } < names
     assert {f"usr/share/man/man1/modeld-{command.name}.1.gz" for command in COMMANDS} < names
     assert not [name for name in names if "__pycache__" in name or name.endswith(".pyc")]

@@ -12,11 +12,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from scripts.bundle import REFERENCE
+from scripts.bundle import REFERENCE, UNIT
 from scripts.dist import elf
 from scripts.dist.files import Tree, gz
 from scripts.dist.release import GLIBC, LIBRARY, PYTHON, ROOT, STAMP, DistError, Release, dotted
-from scripts.dist.share import DEBIAN_ZSH, DOC, configuration, share
+from scripts.dist.share import DEBIAN_ZSH, DOC, configuration, share, unit
 
 HOME = "usr/lib/modeld"  # a private place: modeld is a program, not a module for others
 MAINTAINER = "modeld contributors <modeld@modeld.invalid>"
@@ -75,6 +75,7 @@ def contents(release: Release) -> Tree:
             tree.copy(f"{HOME}/{path.relative_to(ROOT).as_posix()}", path)
     for path in REFERENCE:
         tree.copy(f"{HOME}/modeld/llm/reference/{path.name}", path)
+    tree.add(f"{HOME}/modeld/deploy/{UNIT.name}", unit("/usr"))  # modeld doctor compares it with the one that is installed
     for variant in release.variants:
         folder = f"{HOME}/modeld/libraries/{variant.name}"
         tree.copy(f"{folder}/{LIBRARY}", variant.library)

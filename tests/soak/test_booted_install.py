@@ -70,6 +70,10 @@ def test_an_installed_service_runs_is_upgraded_and_leaves_nothing(way: str, syst
     assert systemd.show("MainPID") != first
     status, answer = systemd.ask("POST", "/v1/completions", {"prompt": "12+30=", "temperature": 0}, place="127.0.0.1:8081")
     assert (status, answer["choices"][0]["text"]) == (200, "42")
+    program = "/usr/bin/modeld" if way == "package" else "/usr/local/bin/modeld"
+    report = systemd.run("env", "-i", PATH, program, "doctor", "--config", "/etc/modeld/models.yaml", check=False)
+    print(f"$ modeld doctor\n{report}")
+    assert "\n0 problems, " in report
 
     install(systemd, "new", "uninstall")
     assert systemd.systemctl("is-active", "modeld.service", check=False) == "inactive"
