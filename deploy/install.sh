@@ -74,8 +74,8 @@ esac
 manifest=$prefix/share/modeld/installed
 
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd -P)
-stage=
-trap '[ -z "$stage" ] || rm -rf -- "$stage"' EXIT
+stage='' unfinished=''
+trap '[ -z "$stage" ] || rm -rf -- "$stage"; [ -z "$unfinished" ] || rm -f -- "$unfinished"' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 
@@ -238,9 +238,11 @@ ours() {
 # put SOURCE TARGET MODE: whole or not at all; whoever has the old file open keeps it.
 put() {
     mkdir -p -- "${2%/*}"
-    cp -- "$1" "$2.modeld-new"
-    chmod "$3" "$2.modeld-new"
-    mv -f -- "$2.modeld-new" "$2"
+    unfinished=$2.modeld-new
+    cp -- "$1" "$unfinished"
+    chmod "$3" "$unfinished"
+    mv -f -- "$unfinished" "$2"
+    unfinished=
 }
 
 # moved FROM TO: the lines of stdin with the first FROM of each changed
@@ -375,7 +377,7 @@ uninstall() {
         ours "$name" || continue
         case $name in
             */) rmdir -- "$name" 2> /dev/null || true ;; # what is not empty stays
-            *) rm -f -- "$name" ;;
+            *) rm -f -- "$name" "$name.modeld-new" ;; # the second where a run was cut by a loss of power
         esac
     done
     if [ -z "$own_prefix" ] && booted; then systemctl daemon-reload; fi

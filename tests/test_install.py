@@ -304,6 +304,28 @@ def test_uninstall_leaves_the_configuration_and_purge_nothing(packed: Path, tmp_
     assert (done.returncode, "nothing of modeld is installed" in done.stderr) == (1, True)
 
 
+@pytest.mark.parametrize("n", [1, 2, 5, 11])
+def test_a_run_that_was_cut_can_be_undone_or_completed(n: int, path: Path, tmp_path: Path, install) -> None:
+    """The n-th file cannot be put into its place: no space, no power, an impatient administrator."""
+    prefix, real = tmp_path / "prefix", os.path.realpath(path / "mv")
+    stand_in(
+        path,
+        "mv",
+        f'echo >> {tmp_path}/n; n=0; while read -r _; do n=$((n + 1)); done < {tmp_path}/n\n[ $n -ne {n} ] && {real} "$@"',
+    )
+    assert install("--prefix", prefix).returncode == 1
+    assert not list(prefix.rglob("*.modeld-new"))
+    if (prefix / "share/modeld/installed").exists():
+        shutil.copytree(prefix, tmp_path / "copy")
+        assert install("uninstall", "--purge", "--prefix", prefix).returncode == 0
+        assert not prefix.exists()
+        (tmp_path / "copy").rename(prefix)
+    assert install("--prefix", prefix).returncode == 0
+    assert (prefix / "bin/modeld").exists()
+    assert install("uninstall", "--purge", "--prefix", prefix).returncode == 0
+    assert files(prefix) == {}
+
+
 def test_purge_at_once_leaves_not_even_a_folder(tmp_path: Path, install) -> None:
     prefix = tmp_path / "new" / "prefix"
     install("--prefix", prefix)
