@@ -340,7 +340,7 @@ next_steps() {
         say "start it:     systemctl enable --now modeld"
     fi
     say "look at it:   $prefix/bin/modeld doctor --config $config"
-    say "ask it:       curl -s http://127.0.0.1:8080/status"
+    say "ask it:       $prefix/bin/modeld status"
     if [ -n "$own_prefix" ]; then where=" --prefix $prefix"; else where=; fi
     if [ "$prefix" = /usr ]; then
         say "remove it:    dpkg --remove modeld   (--purge: with configuration and state)"

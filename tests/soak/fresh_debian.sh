@@ -9,37 +9,21 @@ show() { printf '[%3d s] # %s\n' $(($(date +%s) - begin)) "$*"; }
 run() { printf '[%3d s] $ %s\n' $(($(date +%s) - begin)) "$*"; "$@"; }
 fail() { printf 'FAILED: %s\n' "$*"; exit 1; }
 
-cat > /tmp/ask.py <<'END'
-"""curl is not in a minimal Debian: METHOD PATH [BODY] prints the answer; `until` PATH STATUS waits for it, a minute at most."""
-import json, sys, time, urllib.error, urllib.request
+cat > /tmp/readyz.py <<'END'
+"""curl is not in a minimal Debian: waits until GET /readyz is 200, a minute at most, and shows the answer."""
+import sys, time, urllib.request
 
-method, path, *rest = sys.argv[1:]
 deadline = time.monotonic() + 60
-
-
-def ask(method, path, body=None):
-    request = urllib.request.Request(f"http://127.0.0.1:8080{path}", body and body.encode(), {"Content-Type": "application/json"}, method=method)
-    try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read().decode()
-    except OSError as error:
-        return 0, str(error)
-
-
 while True:
-    status, text = ask("GET" if method == "until" else method, path, rest[0] if method != "until" and rest else None)
-    if method != "until" or str(status) == rest[0]:
-        break
-    if time.monotonic() > deadline:
-        sys.exit(f"not within a minute; the last answer: {status} {text}")
+    try:
+        with urllib.request.urlopen("http://127.0.0.1:8080/readyz", timeout=60) as answer:
+            print(answer.status, answer.read().decode().rstrip())
+            break
+    except OSError as error:  # 503 is one, too
+        if time.monotonic() > deadline:
+            sys.exit(f"not within a minute: {error}")
     time.sleep(0.05)
-print(status, text[:400].rstrip())
-sys.exit(status >= 400)
 END
-ask() { run python3 /tmp/ask.py "$@"; }
-
 files() { find / -xdev \( -path /proc -o -path /tmp -o -path /root -o -path /var/log -o -path /dev -o -path /sys \) -prune -o -print | sort > "$1"; }
 same() { diff "$1" "$2" && show "$3: not a file more or less than before"; }
 
@@ -57,13 +41,17 @@ stop() {
     [ "$status" = 0 ] || { cat /tmp/log; fail "the daemon ended with status $status"; }
     show "it has ended with status 0"
 }
+# tour PROGRAM CONFIG
 tour() {
-    ask until /readyz 200
+    run python3 /tmp/readyz.py
     show "the library that was chosen: $(grep -o 'x86-64-[a-z0-9]*' /tmp/log | head -1)"
-    ask POST '/switch?wait=60' '{"model_id": "demo-calc"}'
-    ask POST /v1/completions '{"prompt": "12+30=", "temperature": 0}' > /tmp/answer; cat /tmp/answer
-    grep -q '"text": "42"' /tmp/answer || fail "12+30 is 42"
-    ask GET /status
+    run "$1" status
+    run "$1" switch demo-calc --wait
+    run "$1" complete --temperature 0 12+30= > /tmp/answer; cat /tmp/answer
+    tail -1 /tmp/answer | grep -qx 42 || fail "12+30 is 42"
+    run "$1" status
+    "$1" doctor --config "$2" > /tmp/doctor || { cat /tmp/doctor; fail "modeld doctor finds problems"; }
+    show "modeld doctor: $(tail -1 /tmp/doctor)"
 }
 
 show "$(. /etc/os-release; echo "$PRETTY_NAME"), $(python3 --version), $(ldd --version | head -1), $(dpkg -l | grep -c '^ii') packages"
@@ -87,7 +75,7 @@ package)
     run modeld check
     command=$(sed -n 's/^ExecStart=//p' /usr/lib/systemd/system/modeld.service)
     serve $command
-    tour
+    tour modeld /etc/modeld/models.yaml
     stop
     run sh install.sh uninstall
     [ -f /etc/modeld/models.yaml ] || fail "remove took the configuration"
@@ -115,7 +103,7 @@ file)
     run modeld --version
     command=$(sed -n 's/^ExecStart=//p' /etc/systemd/system/modeld.service)
     serve $command
-    tour
+    tour modeld /etc/modeld/models.yaml
     stop
     run sh /usr/local/share/modeld/install.sh uninstall
     run sh install.sh uninstall --purge
@@ -145,7 +133,7 @@ END
     printf '[%3d s] $ ~/.local/bin/modeld serve --config ~/.local/etc/modeld/models.yaml &\n' $(($(date +%s) - begin))
     $as_ann /home/ann/.local/bin/modeld serve --config /home/ann/.local/etc/modeld/models.yaml > /tmp/log 2>&1 &
     daemon=$!
-    tour
+    tour /home/ann/.local/bin/modeld /home/ann/.local/etc/modeld/models.yaml
     stop
     run $as_ann sh /home/ann/.local/share/modeld/install.sh uninstall --prefix /home/ann/.local --purge
     run rm -rf /home/ann/.local/state
