@@ -169,9 +169,9 @@ def test_closing_the_server_cuts_readers_whose_events_do_not_end(server: HttpSer
 
 def figures(client: RawClient) -> dict[str, Any]:
     """The next look at the load, which has no id."""
-    frame = client.until(b"event: figures\n") + client.until(b"\n\n")
-    assert b"id: " not in frame.split(b"\n\n")[-2].rpartition(b"event: figures")[0].rpartition(b"\r\n")[2]
-    return dict(json.loads(frame.rpartition(b"data: ")[2]))
+    before = client.until(b"event: figures\n")
+    assert before.endswith(b"\r\nevent: figures\n"), "it begins its chunk"
+    return dict(json.loads(client.until(b"\n\n").removeprefix(b"data: ")))
 
 
 def watch(client: RawClient, *fields: str) -> RawClient:
@@ -184,8 +184,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_who_watches_the_load_is_told_it_at_once_and_when_it_moves(client: RawClient, service: FakeService, quick: None):
-    watch(client)
-    first = figures(client)
+    first = figures(watch(client))
     assert first["slots"] == {"total": 4, "busy": 0}
     assert first["kv_cells"] == {"total": 4096, "used": 40}
     assert first["tokens_per_s"] == {"prompt": 0, "generation": 0}
@@ -196,8 +195,7 @@ def test_who_watches_the_load_is_told_it_at_once_and_when_it_moves(client: RawCl
 
 
 def test_a_rate_goes_back_to_nothing_when_nothing_is_computed(client: RawClient, service: FakeService, quick: None):
-    watch(client)
-    figures(client)
+    figures(watch(client))
     engine = service.figures_now.engine
     more = replace(engine, n_rows_prompt=engine.n_rows_prompt + 500, n_rows_generation=engine.n_rows_generation + 40)
     service.figures_now = replace(service.figures_now, engine=more)
@@ -238,13 +236,14 @@ def test_the_load_is_no_part_of_what_is_replayed(connect: Connect, service: Fake
 
 @pytest.mark.parametrize("limits", [Limits(send_s=20, heartbeat_s=0.05)])
 def test_a_stalled_reader_misses_looks_and_no_event(client: RawClient, server: HttpServer, service: FakeService, quick: None):
-    watch(client)
+    figures(watch(client))
     ids = [service.publish("e", {**LARGE, "n": n}) for n in range(30)]
     wait_until(lambda: bool(server._followers._stalled.members()))
     for busy in range(4):
         service.set_status(load=Load(4, busy, 0))
     for event_id in ids:
         client.until(f"id: {event_id}\n".encode())
+        client.until(b"\n\n")
     wait_until(lambda: not server._followers._stalled.members())
     service.set_status(load=Load(4, 4, 0))
     while figures(client)["slots"]["busy"] != 4:
@@ -252,8 +251,7 @@ def test_a_stalled_reader_misses_looks_and_no_event(client: RawClient, server: H
 
 
 def test_a_fault_in_looking_at_the_load_ends_no_stream(client, server: HttpServer, service: FakeService, quick, caplog):
-    watch(client)
-    figures(client)
+    figures(watch(client))
 
     def fail() -> Any:
         raise RuntimeError("no figures today")
