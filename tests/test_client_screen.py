@@ -14,7 +14,7 @@ from modeld.cli import terminal
 from modeld.cli.bar import WORDS, View, bar_line, plain_line
 from modeld.cli.events import event_words
 from modeld.cli.eventstream import Event
-from modeld.cli.ops import op_lines
+from modeld.cli.ops import STEPS, op_lines
 from modeld.cli.record import Record, one_line, shown
 from modeld.cli.status import ended_words, status_lines
 from modeld.cli.switch import OPTIONS
@@ -248,3 +248,4 @@ def test_every_option_of_a_switch_has_a_flag() -> None:
 
 def test_every_step_and_phase_has_its_words() -> None:
     assert {*Step, *Phase} <= set(WORDS)
+    assert {*Step, *Phase} == set(STEPS)

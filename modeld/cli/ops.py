@@ -13,6 +13,8 @@ from modeld.cli.status import ended_words, op_words, progress_words
 from modeld.cli.terminal import Screen, seconds
 from modeld.cli.watching import wait_for
 
+STEPS = ("check", "probe", "prefetch", "divert", "drain", "unload", "mmap", "warmup", "rollback")  # phases, too; as they come
+
 
 def run_ops(args: argparse.Namespace) -> int:
     return session.run(_ops, args)
@@ -87,11 +89,7 @@ def op_lines(op: Record, now: float) -> list[str]:
     if strategy := op.text("strategy"):
         lines.append(f"  strategy {strategy}")
     took = op.record("steps_ms")
-    steps = [
-        f"{step} {seconds((took.number(step) or 0) / 1000)}"
-        for step in ("check", "probe", "prefetch", "drain", "unload", "mmap", "warmup", "rollback")
-        if took.number(step) is not None
-    ]
+    steps = [f"{step} {seconds((took.number(step) or 0) / 1000)}" for step in STEPS if took.number(step) is not None]
     if steps:
         lines.append(f"  steps    {', '.join(steps)}")
     if error := op.record("error"):
