@@ -21,7 +21,7 @@ import pytest
 from modeld import __version__
 from modeld.arguments import COMMANDS
 from scripts.bundle import MAIN
-from scripts.dist import deb, elf, release, sbom, share
+from scripts.dist import airgap, deb, elf, release, sbom, share
 from scripts.dist.files import Tree
 from scripts.dist.release import GLIBC, PYTHON, DistError, digest, dotted
 from tests.dist_set import native_set
@@ -130,13 +130,15 @@ def test_a_tree_keeps_no_two_files_of_one_name_and_none_outside() -> None:
 # -- floors ---------------------------------------------------------------------------------------------------------------
 
 
-def test_the_floors_are_told_alike_everywhere(handed: Path, unpacked: Path) -> None:
+def test_the_floors_are_told_alike_everywhere(handed: Path, unpacked: Path, libraries: Path) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["requires-python"] == f">={dotted(PYTHON)}"
     assert f"sys.version_info < {PYTHON}" in MAIN
     depends = re.search(r"^Depends: (.*)$", (unpacked / "DEBIAN" / "control").read_text(), re.MULTILINE)
     assert depends
     assert depends[1] == f"libc6 (>= {dotted(GLIBC)}), python3 (>= {dotted(PYTHON)}), python3-yaml"
+    facts = dict(line.split("=", 1) for line in airgap.facts(release.read(libraries, allow_native=True)).splitlines())
+    assert (facts["glibc"], facts["python"]) == (dotted(GLIBC), dotted(PYTHON))
     page = (ROOT / "docs" / "installing.md").read_text()
     assert f"glibc {dotted(GLIBC)}" in page
     assert f"Python {dotted(PYTHON)}" in page
@@ -332,6 +334,41 @@ def test_a_source_tree_has_one_digest(tmp_path: Path) -> None:
     assert sbom.tree_digest(tmp_path) == hashlib.sha256(lines.encode()).hexdigest()
     (tmp_path / ".modeld-fetched").write_text("of make fetch")
     assert sbom.tree_digest(tmp_path) == hashlib.sha256(lines.encode()).hexdigest()
+
+
+# -- the bundle -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bundle(handed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    [archive] = handed.glob("*.tar.gz")
+    folder = tmp_path_factory.mktemp("bundle")
+    with tarfile.open(archive) as tar:
+        tar.extractall(folder, filter="data")
+    [top] = folder.iterdir()
+    return top
+
+
+def test_the_bundle_installs_a_program_that_accepts_its_configuration(bundle: Path, tmp_path: Path) -> None:
+    environment = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "TMPDIR": os.fspath(tmp_path)}
+    prefix = tmp_path / "prefix"
+    done = run("sh", bundle / "install.sh", "--prefix", prefix, env=environment)
+    assert done.returncode == 0, done.stderr
+    done = run(prefix / "bin/modeld", "check", "--config", prefix / "etc/modeld/models.yaml", env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in share.MODELS:
+        assert os.fspath(prefix / "share/modeld/models" / name) in done.stdout
+
+
+def test_what_the_archive_holds_is_what_lies_beside_it(bundle: Path, handed: Path) -> None:
+    for path in (*bundle.glob("packages/*"), bundle / "bin" / "modeld", bundle / "sbom.cdx.json"):
+        assert path.read_bytes() == (handed / path.name).read_bytes()
+
+
+def test_pages_lead_to_pages_that_came_along(bundle: Path) -> None:
+    for page in (bundle / "share" / share.DOC).rglob("*.md"):
+        for link in re.findall(r"\]\(([^)\s#]+)[^)\s]*\)", page.read_text()):
+            assert "://" in link or (page.parent / link).exists(), f"{page.name}: {link}"
 
 
 # -- what lies beside the program ---------------------------------------------------------------------------------------------

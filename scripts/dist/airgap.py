@@ -23,6 +23,7 @@ def contents(release: Release, program: Path, packages: list[Path]) -> Tree:
     for path in packages:
         tree.copy(f"packages/{path.name}", path)
     tree.graft("share", share.share(release, prefix="/usr/local"))
+    tree.copy(f"share/{share.DOC}/LICENSE", ROOT / "LICENSE")  # README.md leads to it
     for name, text in licenses().items():
         tree.add(f"share/{share.DOC}/licenses/{name}.txt", text)
     return tree

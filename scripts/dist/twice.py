@@ -45,7 +45,7 @@ def main() -> int:
                 print(f"twice: {error}", file=sys.stderr)
                 return 1
             found.append(made)
-            print(f"{place}: {len(made)} files in {(time.monotonic() - begin) / 60:.1f} minutes")
+            print(f"{place}: {len(made)} files in {(time.monotonic() - begin) / 60:.1f} minutes", flush=True)
     return compare(*found)
 
 
