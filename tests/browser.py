@@ -98,6 +98,10 @@ os.execv(sys.argv[3], sys.argv[3:])
 """
 
 
+class BrowserRefused(Exception):
+    """It did not do what it was told; a page that is just being replaced answers nothing."""
+
+
 class Chromium:
     """A browser that is driven by its own protocol (Chrome DevTools Protocol) over two pipes. One thread uses it.
 
@@ -147,7 +151,8 @@ class Chromium:
             assert arrived, f"no answer to {method}"
             assert number in self._replies, f"the browser ended before it answered to {method}"
             reply = self._replies.pop(number)
-        assert "error" not in reply, f"{method}: {reply['error']}"
+        if "error" in reply:
+            raise BrowserRefused(f"{method}: {reply['error']}")
         return reply["result"]
 
     @contextlib.contextmanager
@@ -235,13 +240,18 @@ class Tab:
         return found["result"].get("value")
 
     def wait(self, condition: str) -> Any:
-        """The first value of the expression that is something."""
+        """The first value of the expression that is something, on this page or on the one that takes its place meanwhile."""
         deadline = time.monotonic() + DEADLINE_S
-        while not (value := self.js(condition)):
-            shown = self.js("document.body?.innerText")
+        shown = None
+        while True:
+            try:
+                if value := self.js(condition):
+                    return value
+                shown = self.js("document.body?.innerText")
+                self.js("new Promise((resolve) => setTimeout(resolve, 20))")
+            except BrowserRefused as error:
+                shown = error
             assert time.monotonic() < deadline, f"never: {condition}\n{shown}\n{self.complaints}"
-            self.js("new Promise((resolve) => setTimeout(resolve, 20))")
-        return value
 
     def text(self, selector: str) -> str:
         """What can be read there."""
