@@ -34,13 +34,15 @@ def main() -> int:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="modeld-twice-") as temporary:
         work = args.work or Path(temporary)
+        moment = epoch()
+        for name, _, _ in PLACES:  # both now: a build takes minutes, in which somebody may go on writing
+            copy_tree(work / name)
         found = []
         for name, umask, environment in PLACES:
             place = work / name
-            copy_tree(place)
             begin = time.monotonic()
             try:
-                made = make(place, umask, environment, args)
+                made = make(place, umask, environment | {"SOURCE_DATE_EPOCH": str(moment)}, args)
             except DistError as error:
                 print(f"twice: {error}", file=sys.stderr)
                 return 1
@@ -74,7 +76,7 @@ def make(place: Path, umask: int, environment: dict[str, str], args: argparse.Na
         variants = [f"VARIANTS={args.variants}"] if args.variants else []
         commands = [["make", "release", *variants], ["make", "dist", *variants, f"ARGS={' '.join(flags)}"]]
     # The copies have no git to ask; a folder for objects that ccache might share would make the second build no build.
-    variables = os.environ | environment | {"SOURCE_DATE_EPOCH": str(epoch()), "CCACHE_DISABLE": "1"}
+    variables = os.environ | environment | {"CCACHE_DISABLE": "1"}
     variables.pop("PYTHONPATH", None)
     for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
         variables.pop(name, None)
