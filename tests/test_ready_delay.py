@@ -329,4 +329,5 @@ def test_an_idle_model_is_taken_away_behind_the_balancers_back_only_where_reques
     if auto_switch:
         b.follower.until("model_unloaded")
     else:
-        b.wait(lambda: b.manager.status().diverting)
+        b.follower.until("model_switch_phase")
+        assert b.manager.status().diverting
