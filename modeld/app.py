@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import importlib
+import sys
 
-from modeld import exits
+from modeld import exits, outputs
 from modeld.arguments import COMMANDS, parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """The program. Exit status: exits.py; what each means for a command is in its manual."""
-    args = parser().parse_args(argv)
+    outputs.open_closed()
+    try:
+        args = parser().parse_args(argv)
+    except SystemExit:  # of --help and the like, too
+        outputs.write(sys.stdout, "")
+        raise
     command = next(command for command in COMMANDS if command.name == args.command)
     module, _, function = command.run.partition(":")
     try:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TextIO
 
+from modeld import exits, outputs
 from modeld.config import find_config, load_config, resolve
 from modeld.errors import ConfigError, LoadFailed
 from modeld.keys import exposed
@@ -63,15 +64,16 @@ def verify(config_path: Path | None, model_ids: Sequence[str], out: TextIO, err:
 
 def _report(findings: Iterator[tuple[str, Finding]], out: TextIO, *, as_json: bool) -> int:
     """Each finding comes with its line, which is shown as soon as it is known."""
-    found = []
+    found, lost = [], exits.OK
     for line, finding in findings:
         found.append(finding)
         if not as_json:
-            print(line, file=out, flush=True)
+            lost |= outputs.write(out, f"{line}\n") or exits.OK
     good = all(finding.result != "bad" for finding in found)
     if as_json:
-        print(json.dumps({"ok": good, "findings": [asdict(finding) for finding in found]}), file=out)
-    return 0 if good else 1
+        said = json.dumps({"ok": good, "findings": [asdict(finding) for finding in found]})
+        lost = outputs.write(out, f"{said}\n") or exits.OK
+    return lost if good else exits.FAILED
 
 
 def _checked(config_path: Path | None) -> Iterator[tuple[str, Finding]]:

@@ -152,8 +152,7 @@ class Progress:
         now = time.monotonic()
         if view.step != step or view.pct == _DONE_PCT or now - when >= LINE_EVERY_S:
             self._last = (view.step, now)
-            with contextlib.suppress(BrokenPipeError):  # nobody reads the progress any more; the outcome counts
-                self._screen.line(plain_line(view, self.elapsed_s))
+            self._screen.line(plain_line(view, self.elapsed_s))
 
     def _tick(self, _number: int, _frame: FrameType | None) -> None:
         self._draw()

@@ -14,6 +14,10 @@ from modeld.cli.generation import COMPLETIONS, generate, parameters, standard_in
 from modeld.cli.terminal import Screen
 
 
+class _NobodyReads(Exception):
+    """What is made would go nowhere: the slot is free for others."""
+
+
 def run_complete(args: argparse.Namespace) -> int:
     return session.run(_complete, args)
 
@@ -44,9 +48,13 @@ def answer_once(args: argparse.Namespace, client: Client, screen: Screen, path: 
         nonlocal last
         screen.generated(text)
         last = text or last
+        if screen.lost:
+            raise _NobodyReads
 
     try:
         answer = generate(client, path, body, show, args)
+    except _NobodyReads:
+        return exits.OK
     except (Failure, KeyboardInterrupt) as end:
         if last and not last.endswith("\n"):
             screen.generated("\n")

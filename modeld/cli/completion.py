@@ -8,9 +8,10 @@ seconds there are none, and nothing is said.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Iterator
 
-from modeld import exits
+from modeld import exits, outputs
 from modeld.arguments import parser
 from modeld.cli.commandtree import Flag, Node, Place, Takes, Value, tree
 
@@ -20,8 +21,7 @@ ASK_S = 2
 
 
 def run(args: argparse.Namespace) -> int:
-    print(GENERATORS[args.shell](tree(parser())), end="")
-    return exits.OK
+    return outputs.write(sys.stdout, GENERATORS[args.shell](tree(parser()))) or exits.OK
 
 
 def _asks(program: Node, takes: Takes) -> bool:

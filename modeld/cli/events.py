@@ -26,6 +26,8 @@ def _events(args: argparse.Namespace, client: Client, screen: Screen) -> int:
             screen.json({"id": event.id, "event": event.name, "data": data.raw})
         else:
             screen.line(f"{time.strftime('%H:%M:%S')}  {event_words(event)}")
+        if screen.lost:
+            return exits.OK
         if args.until_ready and (event.name == "model_ready" or (event.name == "snapshot" and _answers(data))):
             return exits.OK
     return exits.OK

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from modeld import __date__, __version__, exits
+from modeld import __date__, __version__, exits, outputs
 from modeld.arguments import parser
 from modeld.cli.commandtree import Flag, Node, Place, Value, tree
 from modeld.cli.page import Block, Code, Entry, Heading, Page, Section, Text, to_roff, to_text
@@ -87,8 +87,7 @@ def _show(page: Page) -> int:
             path.write_text(roff(page))
             if subprocess.run([man, "-l", str(path)], check=False).returncode == 0:
                 return exits.OK
-    print(to_text(page, version=f"modeld {__version__}", manual=MANUALS[page.number]), end="")
-    return exits.OK
+    return outputs.write(sys.stdout, to_text(page, version=f"modeld {__version__}", manual=MANUALS[page.number])) or exits.OK
 
 
 def roff(page: Page) -> str:

@@ -22,24 +22,17 @@ def run(work: Work, args: argparse.Namespace) -> int:
     """The exit status of `work`, or that of what it failed with, told on standard error.
 
     With --json, standard output gets the error, too, so that it always holds JSON. A reader that closes the pipe has had
-    enough: that is no failure.
+    enough: that is no failure, and makes none good.
     """
     screen = screen_of(os.environ, as_json=args.json, quiet=getattr(args, "quiet", False))
     try:
-        try:
-            target = find_target(args.server, args.key_file, os.environ)
-            status = work(args, Client(target, DEFAULT_TIMEOUT_S if args.timeout is None else args.timeout), screen)
-        except ConfigError as error:
-            status = _tell(screen, Failure(error.message, code=error.code, status=exits.CONFIG))
-        except Failure as failure:
-            status = _tell(screen, failure)
-        screen.out.flush()
-    except BrokenPipeError:
-        _forget_output(screen)
-        return exits.OK
-    except KeyboardInterrupt:
-        return exits.INTERRUPTED
-    return status
+        target = find_target(args.server, args.key_file, os.environ)
+        status = work(args, Client(target, DEFAULT_TIMEOUT_S if args.timeout is None else args.timeout), screen)
+    except ConfigError as error:
+        status = _tell(screen, Failure(error.message, code=error.code, status=exits.CONFIG))
+    except Failure as failure:
+        status = _tell(screen, failure)
+    return status or screen.lost_status
 
 
 def _tell(screen: Screen, failure: Failure) -> int:
@@ -47,10 +40,3 @@ def _tell(screen: Screen, failure: Failure) -> int:
         screen.json(failure.body())
     screen.say(failure.message)
     return failure.status
-
-
-def _forget_output(screen: Screen) -> None:
-    """What is left in the buffer would be written, and fail, once more when the interpreter ends."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, screen.out.fileno())
-    os.close(nowhere)

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TextIO
 
+from modeld import exits, outputs
 from modeld.cli.record import one_line
 
 MIN_WIDTH = 20
@@ -31,6 +32,8 @@ class Screen:
         self.as_json = as_json
         self.quiet = quiet
         self.out, self.err = out, err
+        self.lost = False  # standard output takes no more: its reader has gone, or it cannot be written
+        self.lost_status = exits.OK  # what that alone comes to
         for stream in (out, err):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")  # what a locale cannot show is no reason to fail
@@ -63,22 +66,22 @@ class Screen:
     def line(self, text: str = "") -> None:
         """To standard output at once: a reader at the other end of a pipe waits for it."""
         if not self.quiet:
-            self.out.write(text + "\n")
-            self.out.flush()
+            self._put(text + "\n")
 
     def json(self, value: object) -> None:
-        self.out.write(one_line(value) + "\n")
-        self.out.flush()
+        self._put(one_line(value) + "\n")
 
     def generated(self, text: str) -> None:
-        self.out.write(safe(text) if self.on_terminal else text)
-        self.out.flush()
+        self._put(safe(text) if self.on_terminal else text)
 
     def say(self, text: str) -> None:
         """To standard error, as the program's own word."""
-        self.out.flush()
-        self.err.write(f"modeld: {text}\n")
-        self.err.flush()
+        outputs.tell(self.err, text)
+
+    def _put(self, text: str) -> None:
+        """Raises nothing where nobody takes it: a command that has an outcome goes on to it. What never ends looks at `lost`."""
+        if not self.lost and (status := outputs.write(self.out, text)) is not None:
+            self.lost, self.lost_status = True, status
 
     def table(self, rows: Sequence[Sequence[str]]) -> None:
         """The first row is the head. Where a terminal is too narrow, lines are cut at its edge, and say so with an ellipsis."""

@@ -117,21 +117,15 @@ def _tell(client: Client, screen: Screen, op: Record, *, joined: bool, cancels: 
             screen.say(f"{op_words(op)} succeeded before it could be cancelled: {said}")
             return exits.FAILED
         if not screen.as_json:
-            _show(screen, f"{screen.style(said, 'good')}{took} ({op.text('op_id')})")
+            screen.line(f"{screen.style(said, 'good')}{took} ({op.text('op_id')})")
         return exits.OK
     if cancels and state == "cancelled":
         if not screen.as_json:
-            _show(screen, f"{op_words(op)} was cancelled{_answers_now(client, op)}")
+            screen.line(f"{op_words(op)} was cancelled{_answers_now(client, op)}")
         return exits.OK
     why = f"{error.text('code')}: {error.message()}" if error else "no reason was given"
     screen.say(f"{op_words(op)} {'was cancelled' if state == 'cancelled' else 'failed'}: {why}{_answers_now(client, op)}")
     return exits.CUT if state == "cancelled" else exits.FAILED
-
-
-def _show(screen: Screen, text: str) -> None:
-    """The outcome is in the exit status, too: a reader that has gone changes nothing about it."""
-    with contextlib.suppress(BrokenPipeError):
-        screen.line(text)
 
 
 def _answers_now(client: Client, op: Record) -> str:

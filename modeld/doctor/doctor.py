@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from modeld import __version__, exits
+from modeld import __version__, exits, outputs
 from modeld.doctor import configured, cores, files, host, library, limits, memory, network, speed, state, unit
 from modeld.doctor.apart import Answer, Job, ask, failure_of
 from modeld.doctor.configured import Configured
@@ -57,25 +57,13 @@ def run(args: argparse.Namespace) -> int:
     text = json.dumps(to_json(report), indent=2) + "\n" if args.json else to_text(report)
     status = exits.FAILED if report.level is Level.PROBLEM else exits.OK
     if args.output is None:
-        _print(text)
-        return status
+        return outputs.write(sys.stdout, text) or status
     try:
         args.output.write_text(text, "utf-8")
     except OSError as error:
         print(f"modeld: the report cannot be written: {args.output}: {error.strerror}", file=sys.stderr)
         return exits.FAILED
-    print(f"{args.output}: {result(report)}")
-    return status
-
-
-def _print(text: str) -> None:
-    """Also where the terminal has another encoding, and for a reader like `head` that does not take all of it."""
-    encoding = sys.stdout.encoding or "utf-8"
-    try:
-        sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter complains at its end
+    return outputs.write(sys.stdout, f"{args.output}: {result(report)}\n") or status
 
 
 def examine(order: Order) -> Report:
