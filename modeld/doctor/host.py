@@ -12,6 +12,7 @@ from modeld import __version__
 from modeld.doctor import procfs
 from modeld.doctor.procfs import Roots
 from modeld.doctor.report import Finding, note, ok, problem
+from modeld.llm import interpreter
 from modeld.llm.bundle import zip_file
 from modeld.llm.libllama import LLAMA_COMMIT
 
@@ -24,11 +25,11 @@ def versions(roots: Roots) -> Iterator[Finding]:
         "versions",
         f"modeld {__version__} for llama.cpp {LLAMA_COMMIT}, "
         f"{f'one file, {where}' if where else 'an installed package or a checkout'}; "
-        f"Python {platform.python_version()} ({sys.executable})",
+        f"Python {platform.python_version()} ({interpreter.python()})",
         modeld=__version__,
         llama_commit=LLAMA_COMMIT,
         python=platform.python_version(),
-        executable=sys.executable,
+        executable=interpreter.python(),
         file=str(where) if where else None,
     )
     system = procfs.fields_of_shell(roots.root / "etc" / "os-release") or procfs.fields_of_shell(

@@ -13,7 +13,6 @@ import os
 import selectors
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,7 +20,7 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 from modeld.errors import OpCancelled, ProbeFailed
-from modeld.llm import bundle
+from modeld.llm import interpreter
 from modeld.llm.backend import backend
 from modeld.llm.ending import how_it_ended
 from modeld.types import ModelSpec
@@ -34,7 +33,6 @@ TAIL_BYTES = 1 << 14  # what is kept of each of its outputs
 
 # -I -S: nothing of the environment and no site-packages, which the trial needs none of. Appended, so that a folder with other
 # packages in it hides no standard module.
-_PROGRAM = "import sys; sys.path.append(sys.argv[1]); from modeld.llm.trial import main; main(sys.argv[2])"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +62,9 @@ def probe(
         "variant": backend().variant,
         "spec": _fields(spec),
     }
-    command = [sys.executable, "-I", "-S", "-B", "-c", _PROGRAM, os.fspath(bundle.PACKAGE.parent), json.dumps(order)]
     try:
         process = subprocess.Popen(
-            command,
+            interpreter.command("trial", order),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -15,7 +15,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from modeld.errors import LibraryMismatch
-from modeld.llm import bundle
+from modeld.llm import bundle, interpreter
 from modeld.llm import stamp as stamps
 from modeld.llm.bundle import LibrarySet, Taken
 from modeld.llm.ending import how_it_ended
@@ -41,7 +40,6 @@ MAX_FILE_BYTES = 1 << 16
 CPUINFO = Path("/proc/cpuinfo")
 MODALIAS = Path("/sys/devices/system/cpu/modalias")  # vendor, family, model and features in one line
 
-_PROGRAM = "import sys; sys.path.append(sys.argv[1]); from modeld.llm.librarytrial import main; main(sys.argv[2])"
 _IDENTITY = re.compile(
     r"^(vendor_id|cpu family|model|model name|stepping|microcode|flags"
     r"|CPU (?:implementer|architecture|variant|part|revision)|Features)\s*:\s*(.*)$",
@@ -195,14 +193,13 @@ def try_library(taken: Taken, variant: str, limit_s: float | None = None) -> Tri
     begin = time.monotonic()
     limit_s = LIMIT_S if limit_s is None else limit_s
     order = {"parent_pid": os.getpid(), "library": os.fspath(taken.path)}
-    command = [sys.executable, "-I", "-S", "-B", "-c", _PROGRAM, os.fspath(bundle.PACKAGE.parent), json.dumps(order)]
 
     def tried(verdict: Verdict, detail: str, *, lasting: bool = False) -> Tried:
         return Tried(variant, verdict, detail, time.monotonic() - begin, lasting)
 
     try:
         done = subprocess.run(
-            command,
+            interpreter.command("librarytrial", order),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             env=os.environ | {"GGML_NO_BACKTRACE": "1"},  # else an abort forks a debugger

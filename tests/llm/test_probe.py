@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from modeld.errors import OpCancelled, ProbeFailed
+from modeld.llm import interpreter
 from modeld.llm import probe as probing
 from modeld.llm.probe import probe
 from modeld.llm.trial import N_CTX, NICENESS, not_finite, small
@@ -261,7 +262,7 @@ def test_too_little_memory_is_told_with_the_number() -> None:
     ids=["floods stderr", "floods stdout", "segfault", "killed", "real-time signal", "a broken installation"],
 )
 def test_however_it_ends_without_a_report_is_told(monkeypatch: pytest.MonkeyPatch, program: str, words: str) -> None:
-    monkeypatch.setattr(probing, "_PROGRAM", program)
+    monkeypatch.setattr(interpreter, "_PROGRAM", program)
     with pytest.raises(ProbeFailed, match=f"^{STORIES.path}: the process that tried it ended {words}$"):
         tried(STORIES.path)
 

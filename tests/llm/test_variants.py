@@ -43,6 +43,12 @@ def no_process(*args: object, **kwargs: object) -> None:
     raise AssertionError(f"a process was started: {args}")
 
 
+def test_a_start_without_a_path_finds_its_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`env -i bin/modeld`: Python does not know then by which file it was started."""
+    monkeypatch.setattr(sys, "executable", "")
+    assert variants.try_library(Taken(LIBRARY, stamp.verify(LIBRARY), None), "native").verdict is Verdict.RUNS
+
+
 @on_x86
 def test_the_best_that_computes_right_is_taken_and_worse_ones_are_not_tried(folder: Path) -> None:
     put(folder, "x86-64-amx", "illegal")
