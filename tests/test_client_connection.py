@@ -328,7 +328,23 @@ def test_a_daemon_that_stays_away_is_given_up(monkeypatch: pytest.MonkeyPatch) -
         seen(server, Patience(give_up_s=0.05), 2)
 
 
-@pytest.mark.parametrize("stream", ["data: " + "x" * 2000, "data: x\n" * 200], ids=["line", "lines"])
+@pytest.mark.parametrize("broken", [events(), events("data: x", end=False)], ids=["ended", "cut"])
+@pytest.mark.parametrize("before", [(), (events(frame("1", "snapshot")),)], ids=["first", "later"])
+def test_streams_that_bring_nothing_are_given_up(
+    before: tuple[bytes, ...], broken: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A proxy that cannot stream answers each request, and ends it."""
+    monkeypatch.setattr(eventstream, "FIRST_DELAY_S", 0.01)
+    with Server(*before, broken) as server, pytest.raises(Failure, match="the stream of events") as raised:
+        seen(server, Patience(give_up_s=0.05), 2)
+    assert raised.value.status == exits.UNREACHABLE
+
+
+@pytest.mark.parametrize(
+    "stream",
+    ["data: " + "x" * 2000, "data: x\n" * 200, "data: x\n:\n" * 200],
+    ids=["line", "lines", "with-comments"],
+)
 def test_an_event_without_an_end_is_dropped(stream: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(eventstream, "FIRST_DELAY_S", 0.01)
     monkeypatch.setattr(eventstream, "MAX_LINE", 1000)

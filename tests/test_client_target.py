@@ -73,6 +73,8 @@ def test_addresses(text: str, shown: str) -> None:
         "http://::1:8080",
         "http://[::1",
         "http://host\r\nX: y",
+        "http://host/pre\x01fix",
+        "http://host/pre\x7ffix",
         "http://h\u00f6st",
         "unix:relative",
         "unix:/with\0nul",
@@ -138,9 +140,20 @@ def test_a_key_of_the_file_goes_to_the_server_of_the_file_only(home: Path) -> No
     write(home, f"server: https://mine:8443\nkey: {KEY}\n")
     assert find_target(None, None, environ).key == KEY
     assert find_target("https://mine:8443/", None, environ).key == KEY
-    for other in ("https://other:8443", "http://mine:8443", "https://mine", "unix:/mine"):
+    assert find_target("https://MINE:8443", None, environ).key == KEY
+    for other in ("https://other:8443", "http://mine:8443", "https://mine", "https://mine:8443/of-others", "unix:/mine"):
         assert find_target(other, None, environ).key is None
     assert find_target(None, None, {**environ, "MODELD_SERVER": "https://other"}).key is None
+
+
+@pytest.mark.parametrize("path", ["~/key", "~nobody-of-this-name/key"])
+def test_a_home_directory_that_is_none_is_said(home: Path, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 4_000_000_000)  # of a container: in no passwd
+    write(home, f"server: http://a\nkey_file: {path}\n")
+    for flag in (Path(path), None):
+        with pytest.raises(ConfigError, match=r"no home directory that ~ stands for"):
+            find_target(None, flag, {"HOME": str(home)})
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o604, 0o602])

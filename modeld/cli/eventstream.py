@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 
 from modeld import exits
+from modeld.cli import failures
 from modeld.cli.connection import IDLE_S, Client, Stream
 from modeld.cli.failures import Failure
 from modeld.cli.record import Record, shown
@@ -71,7 +72,7 @@ def read(stream: Stream, timeout_s: Callable[[], float | None]) -> Iterator[Even
         name, _, value = line.partition(":")
         value = value.removeprefix(" ")
         if name == "":
-            size = 0
+            size = size if lines else 0  # a comment within an event does not make it smaller
             yield Event()
         elif name == "data":
             lines.append(value)
@@ -103,7 +104,7 @@ def follow(client: Client, last_event_id: str, patience: Patience) -> Generator[
     """Events of /events without comments, across breaks: each reconnect goes on behind the last event that came.
 
     Ends when the deadline is over. Raises Failure where the first connection fails, where the daemon says no for good, and where
-    it cannot be reached again within give_up_s.
+    nothing comes any more within give_up_s: it cannot be reached, or what answers (a proxy) ends each stream at once.
     """
     delay_s, lost_at, came = FIRST_DELAY_S, 0.0, False
     while not patience.over():
@@ -114,20 +115,20 @@ def follow(client: Client, last_event_id: str, patience: Patience) -> Generator[
                     if event.name:
                         last_event_id = event.id or last_event_id
                         yield event
-            reason = "the daemon has ended the stream of events"
+            failure = failures.lost("the daemon has ended the stream of events")
         except Dropped as dropped:
-            reason = f"the stream of events broke: {dropped}"
-        except Failure as failure:
-            if not came or failure.status not in (exits.UNREACHABLE, exits.NOT_NOW, exits.CUT):
+            failure = failures.lost(f"the stream of events broke: {dropped}")
+        except Failure as no:
+            if not came or no.status not in (exits.UNREACHABLE, exits.NOT_NOW, exits.CUT):
                 raise
-            if lost_at and patience.give_up_s is not None and time.monotonic() - lost_at > patience.give_up_s:
-                raise
-            reason = failure.message
+            failure = no
         if patience.over():
             return
+        if lost_at and patience.give_up_s is not None and time.monotonic() - lost_at > patience.give_up_s:
+            raise failure
         lost_at = lost_at or time.monotonic()
         pause_s = _shorter(delay_s, patience.left())
-        patience.on_lost(reason, pause_s)
+        patience.on_lost(failure.message, pause_s)
         time.sleep(pause_s)
         delay_s = min(delay_s * 2, MAX_DELAY_S)
 

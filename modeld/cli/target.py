@@ -81,9 +81,14 @@ def find_target(server: str | None, key_file: Path | None, environ: Mapping[str,
     if file is None or not ({"key", "key_file"} & set(written)):
         return target
     meant = parse_server(filed, filed_source)
-    if (meant.scheme, meant.host, meant.port, meant.path) != (target.scheme, target.host, target.port, target.path):
+    if _place(meant) != _place(target):
         return target
     return _filed_key(target, written, file)
+
+
+def _place(target: Target) -> tuple[object, ...]:
+    """With the prefix: behind one proxy there may be daemons of several owners."""
+    return target.scheme, target.host.lower(), target.port, target.base, target.path
 
 
 def parse_server(text: str, source: str) -> Target:
@@ -94,7 +99,7 @@ def parse_server(text: str, source: str) -> Target:
         if not path.startswith("/") or "\0" in path:
             raise _bad_server(text, source, "the path of a Unix socket must begin with /")
         return Target("unix", path=path, source=source)
-    match = re.fullmatch(r"(https?)://([^/?#]*)(/[^?#\s]*)?", text, re.IGNORECASE | re.ASCII)
+    match = re.fullmatch(r"(https?)://([^/?#]*)(/[^?#\s\x00-\x1f\x7f]*)?", text, re.IGNORECASE | re.ASCII)
     if match is None or not text.isascii() or len(text) > _MAX_SERVER:
         raise _bad_server(text, source, "")
     scheme, place, base = match[1].lower(), match[2], (match[3] or "").rstrip("/")
@@ -110,15 +115,22 @@ def parse_server(text: str, source: str) -> Target:
     return Target(scheme, host.strip("[]").replace("%25", "%"), port, base, source=source)
 
 
-def read_key(file: Path, *, private: bool = True) -> str:
+def read_key(file: Path) -> str:
     """The key that a file holds, alone on its line; lines that begin with # are passed over. Raises ConfigError."""
-    text = read_private(file.expanduser(), private=private, expected=_EXPECTED)
+    text = read_private(_expanded(file), private=True, expected=_EXPECTED)
     lines = [line.split() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     if len(lines) == 1 and len(lines[0]) == 1:
         return lines[0][0]
     found = f"{len(lines)} lines" if len(lines) != 1 else f"{len(lines[0])} words"
     hint = "; a daemon's key file holds NAME SCOPE KEY, a client's the KEY" if any(len(words) == 3 for words in lines) else ""
     raise ConfigError(f"{shown(file)}: expected {_EXPECTED}, found {found}{hint}")
+
+
+def _expanded(file: Path) -> Path:
+    try:
+        return file.expanduser()
+    except RuntimeError:  # no such user; or ~ without HOME, and no entry in passwd
+        raise ConfigError(f"{shown(file)}: there is no home directory that ~ stands for here; write the whole path") from None
 
 
 # -- client.yaml
@@ -171,7 +183,7 @@ def _filed_key(target: Target, written: Mapping[str, Node], file: Path) -> Targe
     at = f"{shown(file)}:{node.line}"
     if "key" in written:
         return _with_key(target, node.value, f"{at}: key")
-    named = Path(node.value).expanduser()
+    named = _expanded(Path(node.value))
     named = named if named.is_absolute() else file.parent / named
     return _with_key(target, read_key(named), f"{shown(named)} ({at}: key_file)")
 
