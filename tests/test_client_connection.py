@@ -380,6 +380,7 @@ GAP = frame("b-9", "resync", reason="x")
         ([events(READY), SUCCEEDED], exits.OK, "b answers in 1.50 s (op-1)"),
         ([events(GAP, end=False), SUCCEEDED], exits.OK, "b answers in 1.50 s (op-1)"),
         ([events(GAP, end=False), RUNS, events(READY), SUCCEEDED], exits.OK, "b answers in 1.50 s (op-1)"),
+        ([events(GAP, end=False), refusal("429 x", "rate_limit_exceeded", "slower"), b"", SUCCEEDED], exits.OK, "b answers in"),
         ([b"", refusal("503 x", "too_many_connections", "full"), events(READY), SUCCEEDED], exits.OK, "b answers"),
         ([events(READY), b""], exits.OK, "b answers (op-1)"),
         ([events(ERROR), b""], exits.FAILED, "op-1 switch to b failed: model_load_failed: no; a was brought back and answers"),
@@ -390,7 +391,17 @@ GAP = frame("b-9", "resync", reason="x")
         ),
         ([refusal("401 x", "invalid_api_key", "revoked")], exits.DENIED, "revoked"),
     ],
-    ids=["replayed", "gap", "gap-and-on", "full", "gone-at-the-end", "gone-after-an-error", "restarted", "revoked"],
+    ids=[
+        "replayed",
+        "gap",
+        "gap-and-on",
+        "gap-and-busy",
+        "full",
+        "gone-at-the-end",
+        "gone-after-an-error",
+        "restarted",
+        "revoked",
+    ],
 )
 def test_the_outcome_is_learned_across_breaks(
     client: Client,  # noqa: F811
@@ -442,3 +453,18 @@ def test_how_an_answer_ends(client: Client, frames: str, status: int, said: str)
         done = client.at(server.url)("complete", "x")
     assert (done.status, done.out) == (status, "One\n")
     assert said in done.err
+
+
+# -- before anything is asked
+
+
+def test_no_time_to_drain_is_a_time(client: Client) -> None:  # noqa: F811
+    with Server(ACCEPTED) as server:
+        assert client.at(server.url)("switch", "b", "--drain-timeout", "0").status == exits.OK
+
+
+@pytest.mark.parametrize("event_id", ["a\r\nX: y", "a b", "\u00e9", "x" * 200])
+def test_what_is_no_id_of_an_event_is_told_as_such(client: Client, nobody: str, event_id: str) -> None:  # noqa: F811
+    done = client.at(nobody)("events", "--last-event-id", event_id)
+    assert done.status == exits.USAGE
+    assert "is no id of an event" in done.err

@@ -18,6 +18,7 @@ MAX_LINE = 1 << 20
 MAX_ID = 128
 FIRST_DELAY_S = 1.0  # what the daemon's own `retry:` says
 MAX_DELAY_S = 10.0
+WAITED_OUT = (exits.UNREACHABLE, exits.NOT_NOW, exits.CUT)  # of a failure behind which the daemon may be there again
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,7 @@ def follow(client: Client, last_event_id: str, patience: Patience) -> Generator[
     while not patience.over():
         try:
             with client.open("GET", "/events", fields={"Last-Event-ID": last_event_id} if last_event_id else None) as stream:
-                for event in read(stream, lambda: _shorter(IDLE_S, patience.left())):
+                for event in read(stream, lambda: shorter(IDLE_S, patience.left())):
                     came, lost_at, delay_s = True, 0.0, FIRST_DELAY_S
                     if event.name:
                         last_event_id = event.id or last_event_id
@@ -119,7 +120,7 @@ def follow(client: Client, last_event_id: str, patience: Patience) -> Generator[
         except Dropped as dropped:
             failure = failures.lost(f"the stream of events broke: {dropped}")
         except Failure as no:
-            if not came or no.status not in (exits.UNREACHABLE, exits.NOT_NOW, exits.CUT):
+            if not came or no.status not in WAITED_OUT:
                 raise
             failure = no
         if patience.over():
@@ -127,11 +128,11 @@ def follow(client: Client, last_event_id: str, patience: Patience) -> Generator[
         if lost_at and patience.give_up_s is not None and time.monotonic() - lost_at > patience.give_up_s:
             raise failure
         lost_at = lost_at or time.monotonic()
-        pause_s = _shorter(delay_s, patience.left())
+        pause_s = shorter(delay_s, patience.left())
         patience.on_lost(failure.message, pause_s)
         time.sleep(pause_s)
         delay_s = min(delay_s * 2, MAX_DELAY_S)
 
 
-def _shorter(seconds: float, other: float | None) -> float:
+def shorter(seconds: float, other: float | None) -> float:
     return seconds if other is None else max(0.001, min(seconds, other))

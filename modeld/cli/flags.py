@@ -91,6 +91,7 @@ CHAT = (
     "standard input, it asks once. " + SERVER + _statuses("the answer is whole", _ANSWER_ENDS)
 )
 
+_EVENT_ID = re.compile(r"[!-~]{0,128}")
 _OP_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -161,7 +162,11 @@ def add_ops(parser: argparse.ArgumentParser) -> None:
 
 def add_events(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--last-event-id", default="", metavar="ID", help="begin with what came after this event, as far as it is held"
+        "--last-event-id",
+        type=_event_id,
+        default="",
+        metavar="ID",
+        help="begin with what came after this event, as far as it is held",
     )
     parser.add_argument("--until-ready", action="store_true", help="end when a model answers")
     _add_client(parser)
@@ -200,7 +205,7 @@ def _add_wait(parser: argparse.ArgumentParser) -> None:
 def _add_leaving(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     group = parser.add_argument_group("how it is done (default: as the daemon's configuration has it)")
     group.add_argument("--on-inflight", choices=("cancel", "drain"), help="running requests are cut, or may end by themselves")
-    group.add_argument("--drain-timeout", type=_seconds, metavar="S", help="seconds that they have for it")
+    group.add_argument("--drain-timeout", type=_number, metavar="S", help="seconds that they have for it")
     group.add_argument(
         "--ready-delay",
         type=_number,
@@ -259,6 +264,13 @@ def _number(text: str) -> float:
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"{text[:40]!r} is no number")
     return value
+
+
+def _event_id(text: str) -> str:
+    """It becomes a header field."""
+    if _EVENT_ID.fullmatch(text) is None:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no id of an event; `modeld events --json` tells them")
+    return text
 
 
 def _op_id(text: str) -> str:

@@ -12,10 +12,10 @@ import time
 from collections.abc import Callable, Iterator
 
 from modeld import exits
-from modeld.cli import failures
+from modeld.cli import eventstream, failures
 from modeld.cli.bar import Progress
 from modeld.cli.connection import Client
-from modeld.cli.eventstream import Event, Patience, follow
+from modeld.cli.eventstream import WAITED_OUT, Event, Patience, follow, shorter
 from modeld.cli.failures import Failure
 from modeld.cli.record import Record
 from modeld.cli.status import op_words
@@ -45,7 +45,7 @@ def wait_for(
             op_id = asked.exact("op_id")
             if asked.flag("joined"):
                 progress.note(f"{op_id} was asked for before, by somebody else or by you; how it is done was said then")
-            op = _ended(client, asked, events, first, progress)
+            op = _ended(client, asked, events, first, progress, patience)
     except KeyboardInterrupt:
         screen.say(_runs_on(op_id, "interrupted"))
         raise
@@ -54,7 +54,9 @@ def wait_for(
     return _tell(client, screen, op, joined=asked.flag("joined"), cancels=cancels)
 
 
-def _ended(client: Client, asked: Record, events: Iterator[Event], first: Event | None, progress: Progress) -> Record | None:
+def _ended(
+    client: Client, asked: Record, events: Iterator[Event], first: Event | None, progress: Progress, patience: Patience
+) -> Record | None:
     """The op's record, once it has ended; None: the time is over."""
     op_id = asked.exact("op_id")
     if asked.number("ended_at") is not None:
@@ -67,7 +69,7 @@ def _ended(client: Client, asked: Record, events: Iterator[Event], first: Event 
     for event in events:
         data = event.record
         if event.name in _WHOLE:  # a gap: the daemon may have restarted, or forgotten what was missed
-            op = _truth(client, op_id)
+            op = _truth(client, op_id, patience)
             if op.number("ended_at") is not None:
                 return op
         elif data.exact("op_id") == op_id:
@@ -77,14 +79,20 @@ def _ended(client: Client, asked: Record, events: Iterator[Event], first: Event 
     return None
 
 
-def _truth(client: Client, op_id: str) -> Record:
-    try:
-        return client.get(f"/ops/{op_id}").body
-    except Failure as failure:
-        if failure.code == "not_found":
-            message = f"the daemon has restarted and knows nothing of {op_id}: it had not ended; see `modeld status`"
-            raise Failure(message, code="not_found", status=exits.FAILED) from None
-        raise
+def _truth(client: Client, op_id: str, patience: Patience) -> Record:
+    """Its record; an empty one when the time is over. A daemon that has no room for the question now has for the next."""
+    begin = time.monotonic()
+    while not patience.over():
+        try:
+            return client.get(f"/ops/{op_id}").body
+        except Failure as failure:
+            if failure.code == "not_found":
+                message = f"the daemon has restarted and knows nothing of {op_id}: it had not ended; see `modeld status`"
+                raise Failure(message, code="not_found", status=exits.FAILED) from None
+            if failure.status not in WAITED_OUT or time.monotonic() - begin > GIVE_UP_S:
+                raise
+        time.sleep(shorter(eventstream.FIRST_DELAY_S, patience.left()))
+    return Record(None)
 
 
 def _record_of(client: Client, event: Event) -> Record:
