@@ -95,6 +95,8 @@ class ChatTemplate:
         except ImportError as error:
             log.debug("no jinja2: %s", error)
             return "jinja2 is not installed (the extra modeld[chat])"
+        except OSError as error:  # the zip file that this runs from was moved or removed
+            return f"what renders Jinja cannot be read any more ({error}); restart modeld"
         try:
             self._jinja = jinja, jinja.compile_template(template)
         except jinja.TemplateProblem as error:

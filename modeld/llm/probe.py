@@ -70,6 +70,7 @@ def probe(
             stderr=subprocess.PIPE,
             env=os.environ | {"GGML_NO_BACKTRACE": "1"},  # else an abort forks a debugger
             start_new_session=True,
+            pass_fds=interpreter.descriptors(),
         )
     except (OSError, ValueError) as error:
         raise ProbeFailed(f"{spec.path}: the process that was to try it could not be started: {error}") from None

@@ -119,6 +119,7 @@ def choose(folder: Path | None = None) -> Chosen:
     Raises LibraryMismatch: no library is there, or none runs here, and what became of each.
     """
     begin = time.monotonic()
+    interpreter.hold()
     found = bundle.library_set()
     forced = os.environ.get(FORCE, "")
     if found is None:
@@ -206,7 +207,7 @@ def try_library(taken: Taken, variant: str, limit_s: float | None = None) -> Tri
             timeout=limit_s,
             check=False,
             start_new_session=True,
-            pass_fds=() if taken.descriptor is None else (taken.descriptor,),
+            pass_fds=(*interpreter.descriptors(), *(() if taken.descriptor is None else (taken.descriptor,))),
         )
     except subprocess.TimeoutExpired:
         return tried(Verdict.HUNG, f"did not decode the reference within {limit_s:g} s")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -70,6 +71,18 @@ def test_the_next_best_serves_and_is_remembered_until_a_process_dies(one_file: P
 
     with Daemon(config, command=command, env=env) as daemon:
         assert chosen(daemon)["chosen"] == "the first that computes right"
+
+
+def test_a_daemon_goes_on_where_its_file_is_replaced_or_removed(one_file: Path, tmp_path: Path) -> None:
+    """The process that tries a model has the modules of the daemon, not those of an upgrade; Jinja's are not found any more."""
+    config = demo_config(tmp_path)
+    file = Path(shutil.copy(one_file, tmp_path / "modeld"))
+    with Daemon(config, command=(sys.executable, str(file)), env=environ(config)) as daemon:
+        daemon.wait_ready()
+        file.unlink()
+        for model in ("demo-calc", "demo-stories"):
+            assert daemon.switch_and_wait(model)["state"] == "succeeded"
+        assert daemon.complete(max_tokens=8)["choices"][0]["text"]
 
 
 def test_one_that_is_named_and_does_not_run_is_a_failure_to_start(one_file: Path, tmp_path: Path) -> None:
