@@ -10,6 +10,7 @@ import socket
 import ssl
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from modeld.cli import connection, eventstream, failures
 from modeld.cli.connection import Client as Connection
 from modeld.cli.eventstream import Patience, follow
 from modeld.cli.failures import Failure
+from modeld.cli.generation import typed
 from modeld.cli.target import parse_server
 from modeld.errors import ModeldError
 from tests.command_line import Client, client  # noqa: F401 - a fixture
@@ -468,3 +470,38 @@ def test_what_is_no_id_of_an_event_is_told_as_such(client: Client, nobody: str, 
     done = client.at(nobody)("events", "--last-event-id", event_id)
     assert done.status == exits.USAGE
     assert "is no id of an event" in done.err
+
+
+@pytest.mark.parametrize(
+    "args",
+    [("complete", "\udcff"), ("chat", "\udcff"), ("chat", "x", "--system", "\udcff"), ("complete", "x", "--stop", "\udcff")],
+)
+def test_arguments_that_are_no_utf_8_are_told_as_such(client: Client, nobody: str, args: tuple[str, ...]) -> None:  # noqa: F811
+    done = client.at(nobody)(*args)
+    assert (done.status, "no UTF-8" in done.err) == (exits.USAGE, True)
+
+
+def test_an_argument_that_the_locale_cannot_read_is_utf_8() -> None:
+    """As Python has it in the locale C, where it is told to leave that as it is."""
+    assert typed("gr\udcc3\udcbcn", "TEXT") == "gr\u00fcn"
+
+
+def test_how_an_answer_comes_is_no_parameter(client: Client, nobody: str) -> None:  # noqa: F811
+    for more in ((), ("--json",), ("--no-stream",)):
+        done = client.at(nobody)("complete", "x", "--set", "stream=true", *more)
+        assert (done.status, "--no-stream and --json" in done.err) == (exits.USAGE, True)
+
+
+def test_a_wait_ends_in_its_time_where_the_daemon_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also at the first question and after a break: the time for an answer is never longer than what is left."""
+    asked: list[float | None] = []
+
+    def open_(*_: object, timeout_s: float | None = None, **__: object) -> None:
+        asked.append(timeout_s)
+        raise failures.lost("silent")
+
+    monkeypatch.setattr(Connection, "open", open_)
+    with pytest.raises(Failure, match="silent"):
+        next(follow(of("http://127.0.0.1:1"), "", Patience(time.monotonic() + 2)))
+    assert asked[0] is not None
+    assert 0 < asked[0] <= 2

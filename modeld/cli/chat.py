@@ -12,7 +12,7 @@ from modeld.cli import failures, session
 from modeld.cli.complete import answer_once, given_text
 from modeld.cli.connection import Client
 from modeld.cli.failures import Failure
-from modeld.cli.generation import CHAT, Answer, generate, parameters, tell_stats
+from modeld.cli.generation import CHAT, Answer, generate, parameters, tell_stats, typed
 from modeld.cli.terminal import Screen
 
 PROMPT = "> "
@@ -32,23 +32,24 @@ def run_chat(args: argparse.Namespace) -> int:
 
 
 def _chat(args: argparse.Namespace, client: Client, screen: Screen) -> int:
+    system = _system(None if args.system is None else typed(args.system, "--system"))
     if args.message or not sys.stdin.isatty():
-        messages = [*_system(args.system), {"role": "user", "content": given_text(args.message, "MESSAGE")}]
+        messages = [*system, {"role": "user", "content": given_text(args.message, "MESSAGE")}]
         return answer_once(args, client, screen, CHAT, {**parameters(args), "messages": messages})
     if screen.as_json:
         raise failures.usage("--json needs a MESSAGE, or one through a pipe; a conversation on a terminal is no JSON")
-    return Conversation(args, client, screen).hold()
+    return Conversation(args, system, client, screen).hold()
 
 
 class Conversation:
     """What was said so far. Main thread only."""
 
-    def __init__(self, args: argparse.Namespace, client: Client, screen: Screen) -> None:
+    def __init__(self, args: argparse.Namespace, system: list[Message], client: Client, screen: Screen) -> None:
         self._args = args
         self._client = client
         self._screen = screen
         self._parameters = parameters(args)
-        self._system = _system(args.system)
+        self._system = system
         self._said: list[Message] = []
         self._model = ""  # which answered last
 

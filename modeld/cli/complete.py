@@ -10,7 +10,7 @@ from modeld import exits
 from modeld.cli import failures, session
 from modeld.cli.connection import Client
 from modeld.cli.failures import Failure
-from modeld.cli.generation import COMPLETIONS, generate, parameters, standard_input, tell_stats, whole
+from modeld.cli.generation import COMPLETIONS, generate, parameters, standard_input, tell_stats, typed, whole
 from modeld.cli.terminal import Screen
 
 
@@ -30,7 +30,7 @@ def _complete(args: argparse.Namespace, client: Client, screen: Screen) -> int:
 def given_text(words: list[str], name: str) -> str:
     """Of the arguments, or of standard input. Raises Failure."""
     if words and words != ["-"]:
-        return " ".join(words)
+        return typed(" ".join(words), name)
     if not words and sys.stdin.isatty():
         raise failures.usage(f"{name} is missing: give it as an argument, or through a pipe")
     return standard_input()

@@ -110,7 +110,9 @@ def follow(client: Client, last_event_id: str, patience: Patience) -> Generator[
     delay_s, lost_at, came = FIRST_DELAY_S, 0.0, False
     while not patience.over():
         try:
-            with client.open("GET", "/events", fields={"Last-Event-ID": last_event_id} if last_event_id else None) as stream:
+            fields = {"Last-Event-ID": last_event_id} if last_event_id else None
+            limit_s = shorter(client.timeout_s, patience.left())
+            with client.open("GET", "/events", fields=fields, timeout_s=limit_s) as stream:
                 for event in read(stream, lambda: shorter(IDLE_S, patience.left())):
                     came, lost_at, delay_s = True, 0.0, FIRST_DELAY_S
                     if event.name:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -24,6 +25,7 @@ CHAT = "/v1/chat/completions"
 MAX_INPUT_BYTES = 16 << 20  # the daemon's own limit is mostly lower, and it says so
 
 _PLAIN = ("model", "max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop")
+_OURS = ("stream", "stream_options")
 _DONE = "[DONE]"
 
 
@@ -38,6 +40,8 @@ class Answer:
 def parameters(args: argparse.Namespace) -> dict[str, object]:
     """Of the request, as the flags say. Raises Failure for files that cannot be read, and for what is no NAME=VALUE."""
     said: dict[str, object] = {name: value for name in _PLAIN if (value := getattr(args, name)) is not None}
+    if args.stop is not None:
+        said["stop"] = [typed(text, "--stop") for text in args.stop]
     if args.grammar_file is not None:
         said["grammar"] = _text_of(args.grammar_file)
     if args.json_schema_file is not None:
@@ -49,6 +53,8 @@ def parameters(args: argparse.Namespace) -> dict[str, object]:
         name, equals, value = setting.partition("=")
         if not equals or not name:
             raise failures.usage(f"--set {setting[:80]!r}: expected NAME=VALUE")
+        if name in _OURS:
+            raise failures.usage(f"--set {name}: whether the answer is streamed is said by --no-stream and --json")
         try:
             said[name] = json.loads(value)
         except (ValueError, RecursionError):
@@ -109,6 +115,14 @@ def standard_input() -> str:
     except UnicodeDecodeError as error:
         raise failures.usage(f"standard input: byte 0x{data[error.start]:02x} at {error.start} is not UTF-8") from None
     return text.removesuffix("\n").removesuffix("\r")
+
+
+def typed(text: str, name: str) -> str:
+    """An argument as text: bytes that the locale knows no letters for count as UTF-8. Raises Failure where they are none."""
+    try:
+        return os.fsencode(text).decode() if any("\ud800" <= letter <= "\udfff" for letter in text) else text
+    except UnicodeError:
+        raise failures.usage(f"{name}: it holds bytes that are no UTF-8") from None
 
 
 def _take(answer: Answer, frame: Record, on_text: Callable[[str], None]) -> None:
