@@ -661,6 +661,14 @@ def test_what_drop_ins_change_is_named_and_not_quoted(tmp_path: Path) -> None:
     assert CANARY not in str(service)
 
 
+def test_the_configuration_that_any_line_of_the_environment_names_is_known(tmp_path: Path) -> None:
+    plain = re.sub(r" --config \S+", "", SHIPPED)
+    assert plain != SHIPPED
+    more = '[Service]\nEnvironment=A=b "MODELD_CONFIG=/srv/one.yaml"\nEnvironment=MODELD_CONFIG=/srv/two.yaml\nEnvironment=C=d\n'
+    service = unit_on(tmp_path, **{UNIT: plain, f"{UNIT}.d/local.conf": more})
+    assert service.config == Path("/srv/two.yaml")
+
+
 def test_what_became_of_the_service(tmp_path: Path) -> None:
     shown = "ActiveState=failed\nResult=exit-code\nExecMainStatus=78\nNRestarts=5\nNeedDaemonReload=yes\nUnitFileState=enabled"
     other = SHIPPED.replace("/usr/local/bin/modeld serve", "/opt/nowhere/modeld serve").replace(
@@ -746,10 +754,23 @@ def test_addresses_of_daemons(text: str, address: Address) -> None:
     assert network.parse_server(text) == address
 
 
-@pytest.mark.parametrize("text", ["127.0.0.1:8080", "ftp://x", "unix:here", "http://", "http://a:x"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "127.0.0.1:8080",
+        "ftp://x",
+        "unix:here",
+        "http://",
+        "http://a:x",
+        "http://a/behind-a-proxy",
+        "https://a?b",
+        "http://u:secret@a",
+    ],
+)
 def test_what_is_no_address_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match=r"expected|takes|port|Port"):
+    with pytest.raises(ValueError, match=r"expected|takes|port|Port|no password") as raised:
         network.parse_server(text)
+    assert "secret" not in str(raised.value)
 
 
 def test_an_address_that_nobody_has(tmp_path: Path) -> None:

@@ -63,9 +63,15 @@ def parse_server(text: str) -> Address:
         if not path.startswith("/"):
             raise ValueError(f"unix: takes an absolute path, found {text[:80]!r}")
         return Address(unix=path)
+    if "@" in text:  # which is not repeated
+        raise ValueError("an address holds no user and no password; a key comes from MODELD_API_KEY")
     parts = urlsplit(text)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"expected http://HOST:PORT, https://HOST or unix:/PATH, found {text[:80]!r}")
+    if parts.path.strip("/") or parts.query or parts.fragment:
+        raise ValueError(
+            f"the daemon itself is asked, without a prefix for paths: expected http://HOST:PORT, found {text[:80]!r}"
+        )
     return Address(parts.hostname, parts.port or (443 if parts.scheme == "https" else 80), scheme=parts.scheme)
 
 

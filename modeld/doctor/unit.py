@@ -209,9 +209,9 @@ def _command(settings: Settings) -> tuple[Path, str | None]:
     except ValueError:
         words = []
     program = words[0].lstrip("@-:+!") if words else ""
-    named = _last(settings, "Service.Environment") or ""
-    variable = re.search(r"MODELD_CONFIG=([^\s\"']+)", named)
-    path = variable[1] if variable else None
+    # Each Environment= adds to those before; of one name the last counts.
+    named = re.findall(r"(?<![^\s\"'])MODELD_CONFIG=([^\s\"']+)", " ".join(settings.get("Service.Environment", ())))
+    path = named[-1] if named else None
     for index, word in enumerate(words):
         if word == "--config" and index + 1 < len(words):
             path = words[index + 1]
