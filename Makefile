@@ -148,7 +148,10 @@ build/release/%/libllama.stamp.json: build/variants/configured modeld/llm/liblla
 .PHONY: release
 release: $(VARIANTS:%=build/release/%/libllama.stamp.json) ## build a library for each kind of CPU into build/release/; VARIANTS="x86-64-v3 ..."
 
-bin/modeld: $(STAMP) scripts/bundle.py models/selftest.json models/demo-calc.gguf $(shell find modeld -name '*.py' -o -name '*.json') | $(VENV)/runtime
+# What scripts/bundle.py packs: code, the page for browsers, and what lies beside.
+PACKED := $(shell find modeld -type f '(' -name '*.py' -o -name '*.json' -o -path 'modeld/httpapi/page/*' ')')
+
+bin/modeld: $(STAMP) scripts/bundle.py scripts/licenses.py models/selftest.json models/demo-calc.gguf deploy/modeld.service $(PACKED) | $(VENV)/runtime
 	@$(PY) scripts/bundle.py $@
 
 # The set of libraries that is handed over; another folder is taken as it is.

@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -258,6 +259,21 @@ def test_make_help_lists_every_target_for_people() -> None:
     everyday = {"help", "fetch", "build", "run", "test", "soak", "fuzz", "lint", "tidy", "bench", "clean"}
     assert described == everyday | {"release", "dist", "distcheck"}
     assert make() == make("help")
+
+
+def test_whatever_is_packed_into_the_one_file_makes_it_anew() -> None:
+    """Its rule names each file of the tree that is in it: an edit of the page would not be in the next bin/modeld else."""
+    database = subprocess.run(
+        ["make", "-pn", "bin/modeld"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    ).stdout
+    [rule] = re.findall(r"^bin/modeld: (.*)$", database, re.MULTILINE)
+    needs = set(rule.partition("|")[0].split())
+    with zipfile.ZipFile(ROOT / "bin" / "modeld") as archive:
+        packed = {name for name in archive.namelist() if (ROOT / name).is_file() and not name.endswith("c")}
+    assert len(packed) > 100
+    assert any(name.endswith(".html") for name in packed)
+    assert not packed - needs - {"__main__.py"}
+    assert {"deploy/modeld.service", "scripts/licenses.py", "models/demo-calc.gguf"} <= needs
 
 
 def test_nothing_that_is_built_is_built_again() -> None:
