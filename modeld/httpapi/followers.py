@@ -10,7 +10,8 @@ not take all; it is cut when it does not go on), `leaving` (its stream has ended
 last bytes arrive). Nothing is taken from the hub for one that is stalled: what it misses stays in the hub's ring, and who falls
 out of that finds the stream ended.
 
-Who watches the load gets a look at it once a second (load.py), unless stalled: then it misses that look.
+Who watches the load gets a look at it once a second (load.py), unless stalled: then it misses looks, and gets the latest once it
+is not.
 """
 
 from __future__ import annotations
@@ -120,7 +121,7 @@ class Followers:
         self._thread: threading.Thread | None = None
         # The thread's own:
         self._by_fd: dict[int, Follower] = {}
-        self._watching: dict[Follower, None] = {}  # the load; of those in _by_fd
+        self._watching: dict[Follower, bytes] = {}  # the load, and the look at it that each was sent last; of those in _by_fd
         self._silent = _Queue(limits.heartbeat_s)
         self._stalled = _Queue(limits.send_s)
         self._leaving = _Queue(limits.linger_s)
@@ -196,7 +197,7 @@ class Followers:
         self._epoll.register(fd, select.EPOLLRDHUP)
         follower.subscription.on_event(self.wake)
         if follower.figures:
-            self._watching[follower] = None
+            self._watching[follower] = b""
             self._pass(follower, self._load.latest())
 
     def _tell_all(self) -> None:
@@ -219,8 +220,8 @@ class Followers:
             log.exception("a fault while looking at the load")
             self._watching.clear()
             return
-        if frame:
-            for follower in list(self._watching):
+        for follower, told in list(self._watching.items()):
+            if told is not frame:  # it has moved, or moved while this one was stalled, or when somebody else began to watch
                 self._guarded(self._pass, follower, frame)
 
     def _guarded(self, step: Callable[..., None], follower: Follower, *more: object) -> None:
@@ -275,9 +276,10 @@ class Followers:
             self._send(follower, self._bytes_of(events, follower.chunked))
 
     def _pass(self, follower: Follower, frame: bytes) -> None:
-        """Send what is not kept: one that has not taken what came before does without."""
+        """Send what is not kept: one that has not taken what came before gets what holds then, once it has."""
         if follower not in self._silent:
             return
+        self._watching[follower] = frame
         if refusal := follower.response.refusal():
             self._end(follower, refusal)
         else:

@@ -34,12 +34,10 @@ class LoadFeed:
 
     def latest(self) -> bytes:
         """For who begins to watch: what the last look saw, or a new one where that is long ago."""
-        if time.monotonic() >= self.due:
-            self.look()
-        return self._frame
+        return self.look() if time.monotonic() >= self.due else self._frame
 
     def look(self) -> bytes:
-        """The frame for all who watch; nothing where it would say what the last one said."""
+        """The frame for all who watch: the same object as before where it says the same."""
         now, figures = time.monotonic(), self._read()
         status, engine, cells = figures.status, figures.engine, figures.cells
         rows, seconds = (engine.n_rows_prompt, engine.n_rows_generation), now - self._looked_at
@@ -58,7 +56,6 @@ class LoadFeed:
             "tokens_per_s": {"prompt": prompt, "generation": generation},
             "kv_cells": {"total": cells.n_total, "used": cells.n_used},
         }
-        if told == self._told:
-            return b""
-        self._told, self._frame = told, sse.passing_frame("figures", told)
+        if told != self._told:
+            self._told, self._frame = told, sse.passing_frame("figures", told)
         return self._frame

@@ -250,6 +250,39 @@ def test_a_stalled_reader_misses_looks_and_no_event(client: RawClient, server: H
         pass
 
 
+@pytest.mark.parametrize("limits", [Limits(send_s=20, heartbeat_s=20)])
+def test_a_reader_that_was_stalled_gets_what_holds_though_nothing_moves_any_more(connect, server: HttpServer, service, quick):
+    stalled, other = watch(connect()), watch(connect())
+    figures(stalled)
+    figures(other)
+    ids = [service.publish("e", {**LARGE, "n": n}) for n in range(30)]
+    wait_until(lambda: len(server._followers._stalled.members()) == 2)
+    service.set_status(load=Load(4, 3, 0))
+    for event_id in ids:
+        other.until(f"id: {event_id}\n".encode())
+    while figures(other)["slots"]["busy"] != 3:
+        pass
+    for event_id in ids:
+        stalled.until(f"id: {event_id}\n".encode())
+    assert figures(stalled)["slots"]["busy"] == 3
+
+
+def test_who_begins_to_watch_takes_no_look_away_from_the_others(client, server: HttpServer, service: FakeService, monkeypatch):
+    watch(client)
+    assert figures(client)["slots"]["busy"] == 0
+    service.set_status(load=Load(4, 3, 0))
+    looked = threading.Event()
+
+    def begin_to_watch() -> None:  # what the thread does where a reader comes just when a look is due
+        server._followers._load.look()
+        looked.set()
+
+    monkeypatch.setattr(server._followers, "_take_over", begin_to_watch)
+    server._followers.wake()
+    assert looked.wait(DEADLINE_S)
+    assert figures(client)["slots"]["busy"] == 3
+
+
 def test_a_fault_in_looking_at_the_load_ends_no_stream(client, server: HttpServer, service: FakeService, quick, caplog):
     figures(watch(client))
 
