@@ -74,7 +74,7 @@ class Notifier:
     def status(self, status: Status) -> None:
         """For who reads `systemctl status`. Percents of one step are told PROGRESS_EVERY_S apart at least."""
         op = status.op
-        doing = (op.op_id, op.phase, op.step) if op is not None and status.state is State.LOADING else None
+        doing = (status.state, op.op_id, op.phase, op.step) if op is not None else None
         now = time.monotonic()
         with self._lock:
             self._status = text = status_text(status)

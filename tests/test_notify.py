@@ -136,6 +136,20 @@ def test_percents_are_told_now_and_then_and_all_else_at_once(
     assert systemd.next() == ["STATUS=tiny:q8 answers"]
 
 
+def test_percents_are_held_back_also_while_the_old_model_answers(
+    systemd: Manager, notifier: Notifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that is read ahead, and a model that is loaded beside the old one, have percents as any load."""
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    for pct in range(50):
+        notifier.status(changed(op=running("qwen", phase=Phase.PREFETCH, pct=pct)))
+    assert systemd.next() == ["STATUS=tiny:q8 answers; loading qwen 0 % (prefetch)"]
+    assert systemd.hears_nothing()
+    notifier.status(STATUS)
+    assert systemd.next() == ["STATUS=tiny:q8 answers"]
+
+
 def test_a_status_that_was_held_back_comes_with_the_next_sign_of_life(systemd: Manager, notifier: Notifier) -> None:
     notifier.status(loading(0))
     notifier.status(loading(9))
