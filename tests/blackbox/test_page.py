@@ -329,6 +329,68 @@ def test_a_chat_that_a_switch_cuts_says_so(page: Tab, daemon: Daemon) -> None:
     assert page.text(".turn.model .who") == "demo-stories"
 
 
+RECORD = """
+(() => {
+    const plain = fetch;
+    window.sent = [];
+    window.fetch = (url, init) => {
+        if (String(url).includes("/v1/")) sent.push(JSON.parse(init.body).messages.map(({role, content}) => [role, content]));
+        return plain(url, init);
+    };
+})()
+"""
+
+
+def test_a_new_chat_begins_with_nothing_of_the_old_one(page: Tab, daemon: Daemon) -> None:
+    daemon.switched("endless")
+    asking_for(page, ignore_eos=True)
+    page.js(RECORD)
+    say(page, "Tell me a story.")
+    page.wait("document.querySelector('.turn.model .text')?.innerText.length > 50")
+    page.click("#chat-new")
+    page.wait("!document.querySelector('#send').hidden")
+    say(page, "Another one.")
+    page.wait("sent.length === 2")
+    assert page.js("sent[1]") == [["user", "Another one."]]
+    page.click("#stop")
+
+
+def test_a_question_that_was_cut_off_goes_with_the_next_one_and_alone_the_last_is_asked_again(page: Tab, daemon: Daemon) -> None:
+    """Templates of many models refuse turns that do not alternate."""
+    page.js(RECORD)
+    page.click("#unload")
+    page.wait_text("#model", "No model")
+    for text in ("Tell me a story.", "A short one."):
+        say(page, text)
+        page.wait(f"document.querySelectorAll('#turns .notice').length === {len(page.js('sent'))}")
+    assert page.js("sent[1]") == [["user", "Tell me a story.\n\nA short one."]]
+    assert page.js("document.querySelectorAll('#turns .notice button').length") == 1
+    daemon.switched("demo-stories")
+    page.js("document.querySelector('#turns .notice button').focus()")
+    page.press("Enter")
+    page.wait("[...document.querySelectorAll('#turns .end')].at(-1).innerText.includes('token')")
+    assert page.js("sent[2]") == page.js("sent[1]")
+    assert page.js("document.activeElement.id") == "prompt", "the focus went on to Stop, and from there to the next message"
+    page.complaints = [said for said in page.complaints if "503" not in said]  # the browser's own note of it
+
+
+def test_a_long_answer_is_drawn_once_for_a_picture_on_the_screen(page: Tab) -> None:
+    page.js(
+        "window.drawn = 0; new MutationObserver((all) => { drawn += all.filter(({type}) => type === 'characterData').length })"
+        ".observe(document.querySelector('#turns'), {subtree: true, characterData: true});"
+        "const plain = fetch; window.fetch = (url, init) => !String(url).includes('/v1/') ? plain(url, init) : Promise.resolve("
+        "new Response(new ReadableStream({start(stream) {"
+        "    for (let i = 0; i < 5000; i += 1) stream.enqueue(new TextEncoder().encode("
+        "        `data: ${JSON.stringify({choices: [{delta: {content: `word ${i} `}}]})}\\n\\n`));"
+        "    stream.enqueue(new TextEncoder().encode('data: [DONE]\\n\\n')); stream.close();"
+        "}}))); 0"
+    )
+    say(page, "Tell me a long story.")
+    page.wait_text("#announcer", "Answer complete.")
+    assert page.text(".turn.model .text").endswith("word 4999")
+    assert 0 < page.js("drawn") < 1000
+
+
 def test_what_others_wrote_stays_text(page: Tab) -> None:
     assert MARKUP in page.text("#registry")
     asking_for(page, grammar=f"root ::= {json.dumps(MARKUP)}")

@@ -6,7 +6,7 @@ import {EventParser, readText} from "./events.js";
 import * as words from "./words.js";
 
 export class Chat {
-    #turns = []; // {role, content, whole}
+    #turns = []; // {role, content}
     #abort = null;
     #atEnd = true; // nobody has scrolled up to read
     #state;
@@ -49,25 +49,26 @@ export class Chat {
         const text = prompt.value.trim();
         if (!text || this.busy) return;
         prompt.value = "";
-        byId("turns").querySelector(".empty")?.remove();
-        this.#turns.push({role: "user", content: text, whole: true});
+        byId("turns").querySelectorAll(".empty, .again").forEach((each) => each.remove());
+        this.#turns.push({role: "user", content: text});
         byId("turns").append(h("div", {class: "turn user"}, h("span", {class: "unseen"}, "You: "), h("div", {class: "text"}, text)));
         this.#answer();
     }
 
     // One answer to what has been said so far. What was cut off is not shown to the model again.
     async #answer() {
-        const turns = byId("turns");
+        const box = byId("turns");
+        const said = this.#turns; // of this conversation, though another one has begun when the answer ends
         const text = h("div", {class: "text"});
         const who = h("div", {class: "who"}, this.#state.status?.current_model ?? "model");
         const end = h("div", {class: "end"});
         const turn = h("div", {class: "turn model", "aria-busy": "true"}, who, text, end);
-        turns.append(turn);
+        box.append(turn);
         this.#atEnd = true;
         this.#follow();
         this.#toggle(new AbortController());
 
-        const answer = {role: "assistant", content: "", whole: false};
+        const answer = {role: "assistant", content: ""};
         const meter = {usage: null, firstAt: 0, lastAt: 0, finish: null, done: false};
         let error = null;
         try {
@@ -79,8 +80,7 @@ export class Chat {
         this.#toggle(null);
         turn.removeAttribute("aria-busy");
         const stopped = error?.name === "AbortError";
-        answer.whole = !error || stopped;
-        if (answer.whole && answer.content) this.#turns.push(answer);
+        if ((!error || stopped) && answer.content) said.push(answer);
         setText(end, this.#summary(meter, stopped));
         if (error && !stopped) this.#tellOfError(turn, error, answer);
         else this.#announce(stopped ? "Stopped" : `Answer complete. ${answer.content}`);
@@ -91,7 +91,7 @@ export class Chat {
         const fields = new Map([...byId("composer").querySelectorAll("[name]")].map((field) => [field.name, field.value.trim()]));
         const system = fields.get("system") ? [{role: "system", content: fields.get("system")}] : [];
         const body = {
-            messages: [...system, ...this.#turns.map(({role, content}) => ({role, content}))],
+            messages: [...system, ...alternating(this.#turns)],
             stream: true,
             stream_options: {include_usage: true},
         };
@@ -101,29 +101,42 @@ export class Chat {
         const parser = new EventParser();
         const node = text.appendChild(document.createTextNode(""));
         let failed = null;
-        await readText(response, (piece) => {
-            for (const {data} of parser.push(piece)) {
-                if (data === "[DONE]") {
-                    meter.done = true;
-                    continue;
-                }
-                const frame = JSON.parse(data);
-                if (frame.error) {
-                    failed = new ApiError(200, frame.error.code, frame.error.message);
-                    continue;
-                }
-                meter.usage = frame.usage ?? meter.usage;
-                const choice = frame.choices?.[0];
-                meter.finish = choice?.finish_reason ?? meter.finish;
-                const more = choice?.delta?.content;
-                if (!more) continue;
-                meter.lastAt = performance.now();
-                meter.firstAt ||= meter.lastAt;
-                answer.content += more;
-                node.appendData(more);
-            }
+        let undrawn = "";
+        let frameId = 0;
+        const draw = () => {
+            frameId = 0;
+            node.appendData(undrawn);
+            undrawn = "";
             this.#follow();
-        });
+        };
+        const take = (data) => {
+            if (data === "[DONE]") {
+                meter.done = true;
+                return;
+            }
+            const frame = JSON.parse(data);
+            if (frame.error) {
+                failed = new ApiError(200, frame.error.code, frame.error.message);
+                return;
+            }
+            meter.usage = frame.usage ?? meter.usage;
+            const choice = frame.choices?.[0];
+            meter.finish = choice?.finish_reason ?? meter.finish;
+            const more = choice?.delta?.content;
+            if (!more) return;
+            meter.lastAt = performance.now();
+            meter.firstAt ||= meter.lastAt;
+            answer.content += more;
+            undrawn += more;
+            // Laying out a long answer takes a while: once for a picture on the screen, not for each token.
+            frameId ||= requestAnimationFrame(draw);
+        };
+        try {
+            await readText(response, (piece) => parser.push(piece).forEach(({data}) => take(data)));
+        } finally {
+            cancelAnimationFrame(frameId);
+            draw();
+        }
         if (failed) throw failed;
     }
 
@@ -140,12 +153,13 @@ export class Chat {
             if (this.busy) return;
             turn.remove();
             this.#answer();
+            byId("stop").focus();
         }}, "Ask again");
         const cut = error.code === "model_switched";
         turn.classList.toggle("cut", Boolean(answer.content));
         if (!answer.content) turn.querySelector(".text").remove();
         const text = cut && answer.content ? `The answer above is a beginning. ${message}` : [message, hint].filter(Boolean).join(" ");
-        turn.append(notice(cut ? "warn" : "bad", title, text, h("div", {}, again)));
+        turn.append(notice(cut ? "warn" : "bad", title, text, h("div", {class: "again"}, again)));
         this.#announce(`${title}. ${text}`);
     }
 
@@ -163,4 +177,15 @@ export class Chat {
         if (focused === byId("send")) byId("stop").focus();
         else if (focused === byId("stop")) byId("prompt").focus();
     }
+}
+
+// A question whose answer was cut off goes together with the next one: templates of many models want turns that alternate.
+function alternating(turns) {
+    const messages = [];
+    for (const {role, content} of turns) {
+        const last = messages.at(-1);
+        if (last?.role === role) last.content += `\n\n${content}`;
+        else messages.push({role, content});
+    }
+    return messages;
 }
