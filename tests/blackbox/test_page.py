@@ -702,7 +702,37 @@ def test_it_is_worked_by_the_keyboard_alone(page: Tab) -> None:
     page.wait_text("#models-said", "The configuration is as it was")
 
 
-@pytest.mark.parametrize("width", [360, 768])
+def test_a_button_that_goes_away_leaves_the_focus_in_its_place(chromium: Chromium) -> None:
+    """Else a keyboard begins at the top again, and a reader of the screen does not know where it is."""
+    focused = "(document.activeElement.id || document.activeElement.innerText.split('\\n')[0])"
+    with Stage() as stage, chromium.tab() as tab:
+
+        def press(selector: str) -> None:
+            tab.wait(f"document.querySelector({json.dumps(selector)})?.checkVisibility()")
+            tab.js(f"document.querySelector({json.dumps(selector)}).focus()")
+            tab.press("Enter")
+
+        tab.open(f"{stage.url}/")
+        tab.wait_text("#state", "Ready")
+        press(switch_button("borealis-14b"))
+        load = stage.factory.next_load()
+        tab.wait_text("#op-title", "borealis-14b")
+        assert tab.js(focused).startswith("Borealis 14B")
+        press("#op-cancel")
+        tab.wait_text("#op-cancel", "Cancelling")
+        assert tab.js(focused) == "status"
+        load.listen()
+        stage.factory.next_load().finish()
+        tab.wait("document.querySelector('#model').innerText === 'atlas-7b' && document.querySelector('#op').hidden")
+        press("#unload")
+        tab.wait_text("#model", "No model")
+        assert tab.js(focused) == "status"
+        tab.press("Tab")
+        assert tab.js(focused) == "reload", "it goes on from there"
+        assert_well_behaved(tab, stage.url)
+
+
+@pytest.mark.parametrize("width", [320, 360, 768])
 def test_nothing_scrolls_sideways_on_a_small_screen(page: Tab, width: int) -> None:
     page.show(width, 780)
     if width == 360:

@@ -38,6 +38,21 @@ export function setIcon(holder, name) {
     if (use.getAttribute("href") !== `#i-${name}`) use.setAttribute("href", `#i-${name}`);
 }
 
+// What goes away, or can be pressed no longer, gives the focus to the part that it stands in: a keyboard goes on from there.
+export function setHidden(element, hidden) {
+    if (hidden) handOver(element);
+    element.hidden = hidden;
+}
+
+export function setDisabled(element, disabled) {
+    if (disabled) handOver(element);
+    element.disabled = disabled;
+}
+
+export function handOver(element) {
+    if (element.contains(document.activeElement)) element.parentElement.closest("[tabindex]").focus({preventScroll: true});
+}
+
 // A message in its own box: kind is bad, warn, ok or info.
 export function notice(kind, title, text, ...more) {
     const symbol = {bad: "error", warn: "error", ok: "ready", info: "none"}[kind];

@@ -1,7 +1,7 @@
 // Which models are there, and how does one switch? The registry, the choices of a switch, and what becomes of asking.
 
 import {ask, askJson} from "./api.js";
-import {byId, h, icon, notice, setIcon, setText} from "./dom.js";
+import {byId, h, handOver, icon, notice, setDisabled, setHidden, setIcon, setText} from "./dom.js";
 import * as words from "./words.js";
 
 export class Models {
@@ -22,7 +22,7 @@ export class Models {
         const {models, status, scope} = this.#state;
         const mayNot = scope === "use";
         byId("scope-note").hidden = !mayNot;
-        for (const id of ["unload", "reload", "op-cancel"]) byId(id).disabled = mayNot || !status || (id === "op-cancel" && Boolean(this.#state.op?.cancelling));
+        for (const id of ["unload", "reload", "op-cancel"]) setDisabled(byId(id), mayNot || !status || (id === "op-cancel" && Boolean(this.#state.op?.cancelling)));
         const list = byId("registry");
         if (!models?.length) {
             this.#rows.clear();
@@ -33,6 +33,7 @@ export class Models {
         list.querySelector(".empty")?.remove();
         for (const [id, row] of this.#rows) {
             if (!models.some((each) => each.id === id)) {
+                handOver(row.item);
                 row.item.remove();
                 this.#rows.delete(id);
             }
@@ -50,7 +51,7 @@ export class Models {
             go: h("button", {type: "button", "aria-label": `Switch to ${id}`, onclick: () => this.#switch(id)}, "Switch"),
             lift: h("button", {type: "button", "aria-label": `Lift the quarantine of ${id}`, onclick: () => this.#lift(id)}, "Lift quarantine"),
         };
-        row.item = h("li", {}, h("div", {}, h("h3", {}, row.name, row.id), row.meta), row.badge, h("div", {class: "acts"}, row.lift, row.go));
+        row.item = h("li", {tabindex: -1}, h("div", {}, h("h3", {}, row.name, row.id), row.meta), row.badge, h("div", {class: "acts"}, row.lift, row.go));
         this.#rows.set(id, row);
         return row;
     }
@@ -74,10 +75,10 @@ export class Models {
         setIcon(row.badge, symbol);
         setText(row.badge.lastElementChild, text);
         const mayNot = scope === "use" || !status;
-        row.lift.hidden = !quarantined;
-        row.lift.disabled = mayNot;
-        row.go.hidden = (answers && !op && !status.config_stale) || coming;
-        row.go.disabled = mayNot;
+        setHidden(row.lift, !quarantined);
+        setDisabled(row.lift, mayNot);
+        setHidden(row.go, (answers && !op && !status.config_stale) || coming);
+        setDisabled(row.go, mayNot);
     }
 
     // -- what is asked for

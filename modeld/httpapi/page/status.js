@@ -1,6 +1,6 @@
 // Which model answers, and what is being done about it? The first card, the title of the tab, and what is said aloud.
 
-import {byId, h, icon, notice, setIcon, setText} from "./dom.js";
+import {byId, h, icon, notice, setHidden, setIcon, setText} from "./dom.js";
 import * as words from "./words.js";
 
 const STATE_WORDS = {ready: "Ready", loading: "Loading", error: "No model answers", none: "Connecting"};
@@ -34,7 +34,7 @@ export function renderStatus(state) {
     setText(byId("model"), model ?? (status ? "No model" : "\u00a0"));
     setText(byId("about"), status ? about(state, kind, target) : "\u00a0");
     renderFacts(state);
-    byId("unload").hidden = !status?.current_model || Boolean(op);
+    setHidden(byId("unload"), !status?.current_model || Boolean(op));
     setText(byId("last-op"), status?.last_op ? last(status.last_op) : "");
     setText(byId("version"), status ? `modeld ${status.version}` : "");
     renderNotices(state);
@@ -97,7 +97,7 @@ function renderNotices(state) {
 // -- the op that runs
 
 function renderOp({op, figures}) {
-    byId("op").hidden = !op;
+    setHidden(byId("op"), !op);
     if (!op) return;
     const waits = figures?.queued_ops ? ` (${words.count(figures.queued_ops, "more waits", "more wait")})` : "";
     setText(byId("op-title"), (op.kind === "unload" ? "Unloading" : `Switching to ${op.target}`) + waits);
