@@ -484,9 +484,33 @@ def test_a_page_that_does_not_arrive_whole_asks_for_itself_again(chromium: Chrom
         tab.call("Network.setBlockedURLs", urls=["*/page/words.js"])
         tab.open(f"{daemon.url}/")
         tab.wait_text("#link", "The page did not arrive whole. Trying again")
+        tab.wait("(history.state?.tries ?? 0) >= 2")  # it has done so once, and waits for longer this time
         tab.call("Network.setBlockedURLs", urls=[])
+        tab.call("Page.reload")
         tab.wait_text("#link", "Live")
+        assert tab.js("history.state") is None
         assert_well_behaved(tab, daemon.url, expected=("ERR_BLOCKED_BY_CLIENT",))
+
+
+NOTHING_IS_KEPT = """
+for (const name of ["localStorage", "sessionStorage"]) {
+    Object.defineProperty(window, name, {get() { throw new DOMException("not allowed", "SecurityError") }});
+}
+"""
+
+
+def test_a_browser_that_may_keep_nothing_shows_it_all_the_same(chromium: Chromium, keyed: Daemon) -> None:
+    with chromium.tab() as tab:
+        tab.call("Page.addScriptToEvaluateOnNewDocument", source=NOTHING_IS_KEPT)
+        tab.open(f"{keyed.url}/")
+        tab.wait("document.activeElement?.id === 'key-input'")
+        tab.type(KEYS["reader"][1])
+        tab.press("Enter")
+        tab.wait_text("#key-words", "Key: use")
+        tab.wait_text("#model", "demo-stories")
+        tab.click("#theme")
+        tab.wait_text("#theme", "Theme: light")
+        assert_well_behaved(tab, keyed.url, expected=("401",))
 
 
 @pytest.fixture

@@ -1,6 +1,9 @@
 // How is the daemon asked? With fetch, the key in a field of the head, and every failure an ApiError with a code and words.
 
+import {Kept} from "./kept.js";
+
 const KEY = "modeld.key";
+const kept = new Kept(() => sessionStorage);
 let onRefused = () => {};
 
 export class ApiError extends Error {
@@ -14,8 +17,8 @@ export class ApiError extends Error {
 
 // Kept as long as this tab is, and read by no other site. Never part of an address.
 export const key = {
-    get: () => sessionStorage.getItem(KEY) ?? "",
-    set: (value) => (value ? sessionStorage.setItem(KEY, value) : sessionStorage.removeItem(KEY)),
+    get: () => kept.get(KEY),
+    set: (value) => kept.set(KEY, value),
 };
 
 // Whoever wants to know that a key is missing, wrong, or not enough.

@@ -111,5 +111,6 @@ document.addEventListener("visibilitychange", () => {
     else hiddenSince = setTimeout(() => { if (!chat.busy) events.pause(); }, HIDDEN_MS);
 });
 
+history.replaceState(null, ""); // it has arrived whole: see start.js
 render();
 events.start();

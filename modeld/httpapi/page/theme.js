@@ -1,18 +1,20 @@
 // Light or dark? As the system has it, unless this button says otherwise.
 
 import {byId, setText} from "./dom.js";
+import {Kept} from "./kept.js";
 
 const NAME = "modeld.theme";
 const NEXT = {auto: "light", light: "dark", dark: "auto"};
 const WORDS = {auto: "Theme: auto", light: "Theme: light", dark: "Theme: dark"};
 
 export function startTheme() {
-    let theme = localStorage.getItem(NAME);
-    if (!(theme in NEXT)) theme = "auto";
+    const kept = new Kept(() => localStorage);
+    let theme = kept.get(NAME);
+    if (!Object.hasOwn(NEXT, theme)) theme = "auto";
     show(theme);
     byId("theme").addEventListener("click", () => {
         theme = NEXT[theme];
-        localStorage.setItem(NAME, theme);
+        kept.set(NAME, theme);
         show(theme);
     });
 }
