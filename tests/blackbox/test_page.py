@@ -479,6 +479,35 @@ def test_events_are_read_wherever_the_network_cuts_them(page: Tab) -> None:
     assert page.js(PARSE.replace("\\\\", "\\")) == []
 
 
+WAITS = """
+(async () => {
+    const {EventSourceWithKey} = await import("./page/events.js");
+    const [plainFetch, plainTimeout] = [fetch, setTimeout];
+    window.fetch = () => Promise.resolve(new Response("id: a-1\\nevent: e\\ndata: {}\\n\\n"));
+    window.setTimeout = (what) => plainTimeout(what, 0);
+    const waits = [];
+    await new Promise((resolve) => {
+        const source = new EventSourceWithKey(() => {}, ({retryAt}) => {
+            if (retryAt && waits.push(retryAt - performance.now()) === 6) {
+                source.pause();
+                resolve();
+            }
+        });
+        source.start();
+    });
+    [window.fetch, window.setTimeout] = [plainFetch, plainTimeout];
+    return waits;
+})()
+"""
+
+
+def test_a_stream_that_ends_as_soon_as_it_has_begun_is_asked_for_less_and_less(page: Tab) -> None:
+    waits = page.js(WAITS)
+    assert 0.6 * 500 < waits[0] <= 500
+    assert 0.6 * 5000 < waits[-1] <= 5000
+    assert sorted(waits[:4]) == waits[:4]
+
+
 def test_a_page_that_does_not_arrive_whole_asks_for_itself_again(chromium: Chromium, daemon: Daemon) -> None:
     with chromium.tab() as tab:
         tab.call("Network.setBlockedURLs", urls=["*/page/words.js"])
@@ -536,6 +565,14 @@ def test_a_key_is_asked_for_once_and_says_what_it_may(chromium: Chromium, keyed:
         tab.wait_text("#key-why", "asks for a key before it says anything")
         assert tab.text("#link") == "Waiting for a key"
         tab.screenshot(SCREENSHOTS / "key.png")
+        tab.wait("document.activeElement.id === 'key-input'")
+        tab.type("half of a k")
+        asked = "performance.getEntriesByType('resource').filter(({name}) => name.endsWith('/events?figures')).length"
+        before = tab.js(asked)
+        tab.js("dispatchEvent(new Event('online'))")  # it tries again, and is refused again
+        tab.wait(f"{asked} > {before} && document.querySelector('#link').innerText === 'Waiting for a key'")
+        assert tab.js("document.querySelector('#key-input').value") == "half of a k"
+        tab.js("document.querySelector('#key-input').select()")
         enter("a-wrong-key-0123456789abcdef")
         tab.wait_text("#key-error", "The API key that was sent is none of this server's.")
         enter(KEYS["reader"][1])

@@ -31,8 +31,10 @@ export class Access {
         if (error && !key.get()) setText(byId("key-why"), "This daemon asks for a key before it says anything.");
         this.#tell(wrong);
         byId("key-forget").hidden = !key.get();
-        this.#input.value = "";
-        if (!this.#dialog.open) this.#dialog.showModal();
+        if (!this.#dialog.open) { // else somebody may be in the middle of a key
+            this.#input.value = "";
+            this.#dialog.showModal();
+        }
         this.#input.focus();
     }
 

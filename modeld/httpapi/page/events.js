@@ -4,6 +4,7 @@ import {ApiError, ask} from "./api.js";
 
 const FIRST_WAIT_MS = 500;
 const LONGEST_WAIT_MS = 5000;
+const LASTED_MS = 10_000; // a stream that ends sooner is no success: one that begins anew at once would go on so for ever
 const SILENCE_MS = 60_000; // the daemon says something every 15 s; a host that vanished says nothing
 
 // Server-sent events out of pieces of text (WHATWG HTML, section 9.2.6).
@@ -111,7 +112,9 @@ export class EventSourceWithKey {
         for (;;) {
             if (!this.#paused) this.onPhase({phase: this.#failures ? "lost" : "connecting", retryAt: null});
             let error = null;
+            const began = performance.now();
             if (!this.#paused) error = await this.#once();
+            if (performance.now() - began >= LASTED_MS) this.#failures = 0;
             if (this.#paused || (error?.status >= 400 && error.status < 500 && error.status !== 429 && error.status !== 408)) {
                 // Waiting cures nothing: somebody has to come back, or enter a key.
                 this.onPhase(this.#paused ? {phase: "paused"} : {phase: "refused", error});
@@ -152,7 +155,6 @@ export class EventSourceWithKey {
         for (const {name, data, id} of events) {
             const restarted = Boolean(id && this.#lastId && life(id) !== life(this.#lastId));
             this.#lastId = id;
-            this.#failures = 0;
             this.onEvent({name, data: JSON.parse(data), id, restarted});
         }
     }
