@@ -408,6 +408,18 @@ def test_what_others_wrote_stays_text(page: Tab) -> None:
     page.js("violations.length = 0")
 
 
+def test_a_script_that_runs_from_right_to_left_does_so_in_the_chat(page: Tab) -> None:
+    asking_for(page, grammar='root ::= "مرحبا ok"')
+    say(page, "مرحبا")
+    page.wait_text(".turn.model .end", "token")
+    gaps = page.js(
+        "(() => { const text = document.querySelector('.turn.model .text'); const range = document.createRange();"
+        "range.selectNodeContents(text); const [box, line] = [text, range].map((each) => each.getBoundingClientRect());"
+        "return [line.left - box.left, box.right - line.right] })()"
+    )
+    assert gaps[0] > 100 > 2 > gaps[1], "it begins at the right"
+
+
 # -- the connection and the key
 
 
@@ -452,6 +464,39 @@ def test_a_tab_that_nobody_looks_at_gives_its_connection_back_and_misses_nothing
     page.wait_text("#log", "demo-calc answers")
     assert page.text("#link") == "Live"
     assert page.text("#log").count("Connected") == 1, "no snapshot: what was missed was replayed"
+
+
+def test_a_tab_that_nobody_looks_at_waits_for_its_answer_and_gives_its_connection_back_then(page: Tab, daemon: Daemon) -> None:
+    daemon.switched("endless")
+    asking_for(page, ignore_eos=True)
+    say(page, "Tell me a story.")
+    page.wait("document.querySelector('.turn.model .text')?.innerText.length > 50")
+    page.js(
+        "window.looks = 0; window.plain = setTimeout; window.setTimeout = (what, ms) => what.name !== 'pauseOnceQuiet'"
+        " ? plain(what, ms) : plain(() => { looks += 1; what() }, 50); 0"
+    )
+    page.js(HIDE.replace("window.setTimeout = (what) => plain(what, 0);", ""))
+    page.wait("looks >= 2")
+    assert page.text("#link") == "Live"
+    page.js("document.querySelector('#stop').click()")
+    page.wait_text("#link", "Paused while nobody looks")
+
+
+STEPS_OF_A_LOST_OP = """
+(async () => {
+    const {Log} = await import("./page/log.js");
+    const log = new Log();
+    const marks = () => document.querySelectorAll("#log [data-level=now]").length;
+    log.event({name: "model_loading_progress", data: {op_id: "op-1", target_model_id: "m", step: "mmap", pct: 47}});
+    const before = marks();
+    log.event({name: "snapshot", data: {current_model: null}});
+    return [before, marks()];
+})()
+"""
+
+
+def test_what_ran_when_the_daemon_went_away_is_not_shown_to_run_for_ever(page: Tab) -> None:
+    assert page.js(STEPS_OF_A_LOST_OP) == [1, 0]
 
 
 PARSE = """

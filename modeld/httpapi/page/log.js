@@ -20,12 +20,13 @@ export class Log {
     event(event) {
         const {name, data} = event;
         if (name === "figures") return;
+        if (name === "snapshot") this.#end(""); // of what went on meanwhile nothing has been told
         const part = data.phase ?? data.step;
         const key = part && data.op_id ? `${data.op_id} ${part}` : null;
         const [level, text, more] = tell(event);
         const row = (key && this.#parts.get(key)) || this.#add();
         if (key) this.#parts.set(key, row);
-        else if (data.op_id && name !== "model_switch_started") this.#end(data);
+        else if (data.op_id && name !== "model_switch_started") this.#end(`${data.op_id} `);
         row.dataset.level = level;
         setIcon(row, SYMBOLS[level]);
         setText(row.querySelector(".what"), text);
@@ -40,9 +41,9 @@ export class Log {
     }
 
     // What was under way when the op ended is so no longer.
-    #end({op_id: opId}) {
+    #end(opKey) {
         for (const [key, row] of this.#parts) {
-            if (!key.startsWith(`${opId} `)) continue;
+            if (!key.startsWith(opKey)) continue;
             if (row.dataset.level === "now") row.dataset.level = "info";
             setIcon(row, SYMBOLS[row.dataset.level]);
             this.#parts.delete(key);

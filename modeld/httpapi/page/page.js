@@ -108,8 +108,13 @@ let hiddenSince;
 document.addEventListener("visibilitychange", () => {
     clearTimeout(hiddenSince);
     if (!document.hidden) events.resume();
-    else hiddenSince = setTimeout(() => { if (!chat.busy) events.pause(); }, HIDDEN_MS);
+    else hiddenSince = setTimeout(pauseOnceQuiet, HIDDEN_MS);
 });
+
+function pauseOnceQuiet() {
+    if (chat.busy) hiddenSince = setTimeout(pauseOnceQuiet, HIDDEN_MS);
+    else events.pause();
+}
 
 history.replaceState(null, ""); // it has arrived whole: see start.js
 render();
