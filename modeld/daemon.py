@@ -54,13 +54,13 @@ def serve(source: ConfigSource, config: Config, signals: Signals, writer: LogWri
     """Run the daemon until a signal ends it; False: it cannot listen. Main thread: it owns the signals. Raises ModeldError."""
     faulthandler.enable()  # the service manager's watchdog sends SIGABRT: its log then has where each thread stood
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    folder = state_folder(config.path, os.environ)
-    # Before it listens: a library that does not fit is a failure to start, not a daemon in state error.
-    library = open_backend(variants.choose(folder))
+    memory = StateFile(state_folder(config.path, os.environ))
+    # Before it listens: a library that does not fit is a failure to start, not a daemon in state error. Where another daemon has
+    # the folder, what it says of that one's library stays: a start by mistake must not call it ended.
+    library = open_backend(variants.choose(memory.folder))
     log.info("library", extra=_library_facts(library))
 
     models = ModelHost(queue_size=config.server.queue_size, kv_keep_bytes=config.switching.kv_keep_bytes)
-    memory = StateFile(folder)
     manager = Manager(
         config.models,
         config.default_model,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import re
@@ -83,6 +84,26 @@ def test_a_daemon_goes_on_where_its_file_is_replaced_or_removed(one_file: Path, 
         for model in ("demo-calc", "demo-stories"):
             assert daemon.switch_and_wait(model)["state"] == "succeeded"
         assert daemon.complete(max_tokens=8)["choices"][0]["text"]
+
+
+def test_a_second_start_by_mistake_leaves_what_is_remembered_of_the_first(one_file: Path, tmp_path: Path) -> None:
+    """Else one whose library ends it later would be taken for one that ended in order."""
+    config = demo_config(tmp_path)
+    with Daemon(config, command=(sys.executable, str(one_file)), env=environ(config)) as daemon:
+        file = tmp_path / "state" / variants.FILE
+        before = file.read_bytes()
+        assert json.loads(before)["running"] is True
+        done = subprocess.run(
+            [sys.executable, one_file, "serve", "--config", config, "--port", daemon.url.rpartition(":")[2]],
+            env=environ(config),
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE_S,
+            check=False,
+        )
+        assert (done.returncode, "in use" in done.stderr) == (1, True), done.stderr
+        assert file.read_bytes() == before
+    assert json.loads(file.read_bytes())["running"] is False
 
 
 def test_one_that_is_named_and_does_not_run_is_a_failure_to_start(one_file: Path, tmp_path: Path) -> None:
