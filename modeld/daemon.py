@@ -17,6 +17,7 @@ from modeld.activation import Handed
 from modeld.config import Config, ServerConfig
 from modeld.descriptors import connections_that_fit
 from modeld.hosting import ModelHost
+from modeld.httpapi import description, frontpage
 from modeld.httpapi.auth import Gate, Rules
 from modeld.httpapi.browser import BrowserRules
 from modeld.httpapi.caller import KeyRules
@@ -152,6 +153,9 @@ def serve(source: ConfigSource, config: Config, signals: Signals, writer: LogWri
         for url in server.urls:
             _log_url(url)
         notifier.ready()
+        # Now (12 ms), and not when somebody asks: an upgrade may have put another version's file into our place by then.
+        frontpage.files()
+        description.encoded(__version__)
         manager.start()  # after the server: /livez answers while the first model loads
         if config.switching.watch_config:
             watch.start()

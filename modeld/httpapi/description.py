@@ -24,11 +24,12 @@ Json = dict[str, Any]
 
 
 def get_openapi(_: Request, service: Service) -> Response:
-    return Response(200, _encoded(service.status().version))
+    return Response(200, encoded(service.status().version))
 
 
 @functools.cache
-def _encoded(version: str) -> bytes:
+def encoded(version: str) -> bytes:
+    """Made once, from the package or the zip file that this runs from."""
     return json.dumps(document(version)).encode()
 
 

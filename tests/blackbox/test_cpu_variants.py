@@ -81,6 +81,10 @@ def test_a_daemon_goes_on_where_its_file_is_replaced_or_removed(one_file: Path, 
     with Daemon(config, command=(sys.executable, str(file)), env=environ(config)) as daemon:
         daemon.wait_ready()
         file.unlink()
+        for path in ("/", "/openapi.json"):
+            asked = urllib.request.Request(f"{daemon.url}{path}", headers={"Accept": "text/html"})
+            with urllib.request.urlopen(asked, timeout=DEADLINE_S) as answer:
+                assert answer.status == 200
         for model in ("demo-calc", "demo-stories"):
             assert daemon.switch_and_wait(model)["state"] == "succeeded"
         assert daemon.complete(max_tokens=8)["choices"][0]["text"]
