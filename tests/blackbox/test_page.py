@@ -134,12 +134,12 @@ def test_state_comes_from_the_events_and_nothing_is_asked_at_intervals(page: Tab
 class Stage:
     """The real surface and manager on loads that a test holds wherever it likes."""
 
-    def __init__(self) -> None:
+    def __init__(self, version: str = "0.1.0", port: int = 0) -> None:
         names = {"atlas-7b": "Atlas 7B Instruct", "borealis-14b": "Borealis 14B", "cirrus-1b": "Cirrus 1B"}
         registry = [ModelSpec(model_id, Path(f"/srv/{model_id}.gguf"), name, n_ctx=16384) for model_id, name in names.items()]
         self.factory = FakeFactory(gated=True, at_once=2)
-        self.manager = Manager(registry, "atlas-7b", self.factory, _Sized().host(), version="0.1.0")
-        self.server = HttpServer(self.manager, "127.0.0.1", 0, gate=Gate())
+        self.manager = Manager(registry, "atlas-7b", self.factory, _Sized().host(), version=version)
+        self.server = HttpServer(self.manager, "127.0.0.1", port, gate=Gate())
         self.url = self.server.url
 
     def __enter__(self) -> Stage:
@@ -443,6 +443,20 @@ def test_it_comes_back_by_itself_when_the_daemon_does(chromium: Chromium, tmp_pa
             tab.click(switch_button("demo-calc"))
             tab.wait_text("#model", "demo-calc")
         assert_well_behaved(tab, daemon.url, expected=("net::ERR_",))
+
+
+def test_a_page_that_is_older_than_the_daemon_says_so(chromium: Chromium) -> None:
+    with chromium.tab() as tab:
+        with Stage() as stage:
+            tab.open(f"{stage.url}/")
+            tab.wait_text("#version", "modeld 0.1.0")
+        tab.wait_text("#link", "Connection lost")
+        assert tab.text("#notices").count("version") == 0
+        with Stage("0.2.0", int(stage.url.rpartition(":")[2])):
+            tab.wait_text("#notices", "The daemon is of version 0.2.0 now")
+            tab.call("Page.reload")
+            tab.wait_text("#version", "modeld 0.2.0")
+            assert tab.text("#notices") == ""
 
 
 HIDE = """

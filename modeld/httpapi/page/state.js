@@ -13,6 +13,7 @@ export function newState() {
         models: null,
         seen: 0, // events that changed the status
         shutdown: null,
+        version: null, // of the daemon that was there first, and so of this page
     };
 }
 
@@ -61,6 +62,7 @@ export function apply(state, event, now, serverNow) {
     state.seen += 1;
     if (name === "snapshot") {
         state.status = data;
+        state.version ??= data.version;
         state.op = opOfSnapshot(data.op, now, serverNow);
         state.shutdown = data.stopping ? {} : null;
         state.startedAt = now - data.uptime_s * 1000;

@@ -77,6 +77,7 @@ let shown = "";
 function renderNotices(state) {
     const {status, shutdown} = state;
     const found = [];
+    if (status && status.version !== state.version) found.push(["info", `The daemon is of version ${status.version} now`, "This page came from the one before. Load it again to have the new one."]);
     if (shutdown) found.push(["warn", "The daemon is stopping", shutdown.deadlineS ? `Running answers have ${words.longTime(shutdown.deadlineS)}; nothing new is let in.` : "Nothing new is let in."]);
     if (status?.error && status.error.code !== "no_model") {
         const {title, message, hint} = words.explain(status.error);
