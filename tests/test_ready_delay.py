@@ -331,3 +331,17 @@ def test_an_idle_model_is_taken_away_behind_the_balancers_back_only_where_reques
     else:
         b.follower.until("model_switch_phase")
         assert b.manager.status().diverting
+
+
+def test_an_idle_model_that_somebody_uses_while_balancers_look_away_stays(bench: Make) -> None:
+    b = bench(SwitchPolicy(idle_unload_s=86_400, ready_delay_s=3600))
+    b.load("a")
+    tenant = b.manager._life.tenant()
+    assert tenant is not None
+    tenant.used_at -= 100_000
+    b.manager._life.poke()
+    b.follower.until("model_switch_phase")
+    assert b.manager.tokenize("x", add_special=False, parse_special=False)
+    assert b.follower.until("model_error").data["code"] == "op_cancelled"
+    assert seen(b.manager.status()) == (State.READY, "a", False)
+    assert b.manager.status().error is None

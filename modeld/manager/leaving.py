@@ -6,7 +6,7 @@ import logging
 import math
 import time
 
-from modeld.errors import EngineFailed, ModeldError, ModelSwitched, ShuttingDown
+from modeld.errors import EngineFailed, ModeldError, ModelSwitched, OpCancelled, ShuttingDown
 from modeld.manager.freeing import Freeing
 from modeld.manager.loading import Lookout
 from modeld.manager.runner import Host
@@ -14,7 +14,7 @@ from modeld.manager.state import Lifecycle
 from modeld.manager.telling import Teller, op_fields
 from modeld.manager.tenant import Tenant
 from modeld.policy import OnInflight, Strategy
-from modeld.types import OpKind, Phase, SwitchOp
+from modeld.types import OpKind, OpReason, Phase, SwitchOp
 
 log = logging.getLogger("modeld.switch")
 
@@ -37,18 +37,25 @@ class Leaving:
     def divert(self, op: SwitchOp, tenant: Tenant, delay_s: float) -> None:
         """Let whoever shares out requests see for `delay_s` that the tenant is about to leave, while it answers as ever.
 
-        The phase goes on until the caller has stopped admission: /readyz must not be at 200 in between. Raises OpCancelled;
-        the end of the op ends the phase, too.
+        The phase goes on until the caller has stopped admission: /readyz must not be at 200 in between. Raises OpCancelled,
+        also where a tenant that was idle is used meanwhile; the end of the op ends the phase, too.
         """
+        used_at = tenant.used_at  # before anybody can know
         self._teller.phase(op, Phase.DIVERT, 0, delay_s=delay_s)
         log.info("readiness is withdrawn for %g s before the model leaves", delay_s, extra=op_fields(op))
         tenant.leave_by = time.monotonic() + delay_s
 
+        def is_wanted() -> bool:
+            return op.reason is OpReason.IDLE and tenant.used_at != used_at
+
         def is_over() -> bool:
-            return time.monotonic() >= tenant.leave_by or tenant.death is not None or self._life.ending() is not None
+            over = time.monotonic() >= tenant.leave_by or is_wanted()
+            return over or tenant.death is not None or self._life.ending() is not None
 
         self._lookout.wait(is_over, tenant.leave_by)
         self._lookout.raise_if_ending()
+        if is_wanted():
+            raise OpCancelled("somebody uses the model again, which was to go since nobody did")
 
     def drain(self, op: SwitchOp, tenant: Tenant, deadline: float) -> None:
         """Wait until the tenant's requests have ended, until `deadline` at most. Raises OpCancelled; then nothing is closed."""
