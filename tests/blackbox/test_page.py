@@ -852,6 +852,22 @@ def test_a_button_that_goes_away_leaves_the_focus_in_its_place(chromium: Chromiu
         assert_well_behaved(tab, stage.url)
 
 
+LINES_OF_HEADINGS = """
+[...document.querySelectorAll("h1, h2:not(.unseen)")].filter((each) => each.checkVisibility()).map((each) => {
+    const range = document.createRange();
+    range.selectNodeContents(each);
+    return new Set([...range.getClientRects()].map(({top}) => Math.round(top / 8))).size;
+})
+"""
+
+
+def test_headings_stay_whole_on_the_smallest_screen(page: Tab) -> None:
+    page.show(320, 640)
+    lines = page.js(LINES_OF_HEADINGS)
+    assert len(lines) > 4
+    assert max(lines[1:]) == 1
+
+
 @pytest.mark.parametrize("width", [320, 360, 768])
 def test_nothing_scrolls_sideways_on_a_small_screen(page: Tab, width: int) -> None:
     page.show(width, 780)

@@ -85,6 +85,12 @@ def test_no_script_makes_markup_or_code_of_a_text(name: str):
         assert imported in FILES
 
 
+def test_without_scripts_it_says_in_one_piece_what_works():
+    """A notice lays out what it holds side by side: pieces of a text would be columns."""
+    (said,) = re.findall(r"<noscript><p class=\"notice bad\">(.*?)</p></noscript>", TEXTS["index.html"])
+    assert re.fullmatch(r"<span>(?:(?!</?span).)*</span>", said)
+
+
 def test_every_error_has_words():
     def codes(kind: type[ModeldError]) -> set[str]:
         return {kind.code}.union(*map(codes, kind.__subclasses__()))
