@@ -110,6 +110,7 @@ def test_a_revoked_key_is_refused_on_a_kept_connection_and_a_broken_file_keeps_t
     assert refused[2]["error"]["message"].endswith("/keys:2: expected three words, NAME SCOPE KEY, found 2")
     assert status_of(GONE) == 200
     write_keys(tmp_path, f"ops admin {OPS}")
+    daemon.wait_line(lambda line: line["msg"] == "keys")
     n_before = sum(line["msg"] == "keys" for line in daemon.lines)
     daemon.process.send_signal(signal.SIGHUP)
     daemon.wait_line(lambda line: line["msg"] == "keys" and line["names"] == "ops, web, ci")

@@ -55,7 +55,7 @@ def test_a_switch_that_ends_the_process_twice_is_refused_until_somebody_insists_
         daemon.wait_ready()
         status = daemon.get("/status")
         assert (status["current_model"], status["quarantined"]) == ("demo-stories", ["fatal"])
-        assert any(line.get("msg") == "the last process died while it loaded a model" for line in daemon.lines)
+        daemon.wait_line(lambda line: line.get("msg") == "the last process died while it loaded a model")
         code, fields, body = daemon.request("POST", "/switch", {"model_id": "fatal"})
         assert (code, body["error"]["code"], fields["x-should-retry"]) == (503, "model_quarantined", "false")
         assert "2 times" in body["error"]["message"]

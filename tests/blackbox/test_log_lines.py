@@ -61,9 +61,10 @@ def test_no_thread_but_the_main_one_takes_the_signals(daemon: Daemon) -> None:
 
 def test_a_switch_says_how_long_each_step_took(daemon: Daemon) -> None:
     op_id = daemon.switch("demo-calc")
-    daemon.wait_op(op_id)
-    lines = [line for line in daemon.lines if line.get("op_id") == op_id]
-    assert [line["msg"] for line in lines if line["msg"] != "probe done"][:2] == ["switch queued", "switch started"]
+    daemon.wait_line(lambda line: (line["msg"], line.get("op_id")) == ("model ready", op_id))
+    daemon.wait_line(lambda line: (line["msg"], line.get("op_id")) == ("switch queued", op_id))  # by another thread
+    lines = [line for line in daemon.lines if line.get("op_id") == op_id and line["msg"] != "switch queued"]
+    assert lines[0]["msg"] == "switch started"
     for step in ("unload", "mmap", "warmup"):
         [line] = [line for line in lines if line["msg"] == f"{step} done"]
         assert line["ms"] >= 0

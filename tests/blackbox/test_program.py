@@ -129,6 +129,7 @@ def test_all_addresses_are_told_and_served_and_the_unix_socket_is_gone_at_the_en
     config.write_text(config.read_text().replace("host: 127.0.0.1", listen))
     with Daemon(config) as daemon:
         daemon.wait_ready()
+        daemon.wait_line(lambda line: line["msg"] == "model ready")
         urls = [line["url"] for line in daemon.lines if "url" in line]
         port = daemon.port
         assert urls == [

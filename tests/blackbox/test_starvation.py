@@ -156,6 +156,7 @@ def test_without_threads_clients_are_told_503_nothing_spins_and_nothing_is_lost(
         assert share < MOST_OF_A_CORE
         assert back_s < BACK_WITHIN_S
         assert daemon.switched("demo-calc")["state"] == "succeeded"
+        daemon.wait_line(lambda line: "out of threads" in line.get("msg", ""))
         assert len([line for line in daemon.lines if "out of threads" in line.get("msg", "")]) in (1, 2)
 
 
