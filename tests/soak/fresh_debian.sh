@@ -1,7 +1,7 @@
 #!/bin/sh
 # What somebody with a stick does on a fresh Debian: runs inside the tree, without network, as its root. $1: package, file or user.
 #
-# /root/new and /root/old are unpacked bundles, the second of an older version. Every command is shown before it is run; the
+# /srv/new and /srv/old are unpacked bundles, the second of an older version. Every command is shown before it is run; the
 # first that fails ends the script. systemd does not run here: what its unit would start is started by hand, as a user of no rights.
 set -eu
 begin=$(date +%s)
@@ -24,7 +24,7 @@ while True:
             sys.exit(f"not within a minute: {error}")
     time.sleep(0.05)
 END
-files() { find / -xdev \( -path /proc -o -path /tmp -o -path /root -o -path /var/log -o -path /dev -o -path /sys \) -prune -o -print | sort > "$1"; }
+files() { find / -xdev \( -path /proc -o -path /tmp -o -path /srv -o -path /var/log -o -path /dev -o -path /sys \) -prune -o -print | sort > "$1"; }
 same() { diff "$1" "$2" && show "$3: not a file more or less than before"; }
 
 # serve COMMAND...: as the unit would, as a user without rights
@@ -64,11 +64,11 @@ END
 case $1 in
 package)
     files /tmp/before
-    cd /root/old
+    cd /srv/old
     run sh install.sh
     run modeld --version
     run sed -i 's/^  - id: demo-calc/  # mine\n  - id: demo-calc/' /etc/modeld/models.yaml
-    cd /root/new
+    cd /srv/new
     run sh install.sh
     run modeld --version
     run grep -n mine /etc/modeld/models.yaml
@@ -90,10 +90,10 @@ package)
 file)
     run dpkg --purge python3-yaml libyaml-0-2
     files /tmp/before
-    cd /root/old
+    cd /srv/old
     run sh install.sh
     run sed -i 's/^  - id: demo-calc/  # mine\n  - id: demo-calc/' /etc/modeld/models.yaml
-    cd /root/new
+    cd /srv/new
     run sh install.sh
     files /tmp/first
     run sh install.sh
@@ -119,7 +119,7 @@ user)
     run dpkg --purge python3-yaml libyaml-0-2
     mkdir -p /home/ann && chown 1000:1000 /home/ann
     files /tmp/before
-    cd /root/new
+    cd /srv/new
     cat > /tmp/ann.sh <<'END'
 set -eu
 cd /tmp/bundle
@@ -127,7 +127,7 @@ if sh install.sh; then exit 1; fi
 sh install.sh --prefix "$HOME/.local"
 "$HOME/.local/bin/modeld" --version
 END
-    cp -R /root/new /tmp/bundle
+    cp -R /srv/new /tmp/bundle
     as_ann="env HOME=/home/ann USER=ann setpriv --reuid=1000 --regid=1000 --clear-groups"
     run $as_ann sh /tmp/ann.sh
     printf '[%3d s] $ ~/.local/bin/modeld serve --config ~/.local/etc/modeld/models.yaml &\n' $(($(date +%s) - begin))

@@ -61,10 +61,10 @@ def test_a_fresh_debian_installs_serves_switches_and_is_clean_again(
     root = tmp_path / "root"
     subprocess.run(["cp", "-a", os.fspath(tree), os.fspath(root)], check=True)
     for name, bundle in bundles.items():
-        subprocess.run(["cp", "-a", os.fspath(bundle), os.fspath(root / "root" / name)], check=True)
-    shutil.copy(ROOT / "tests" / "soak" / "fresh_debian.sh", root / "root" / "fresh_debian.sh")
+        subprocess.run(["cp", "-a", os.fspath(bundle), os.fspath(root / "srv" / name)], check=True)
+    shutil.copy(ROOT / "tests" / "soak" / "fresh_debian.sh", root / "srv" / "fresh_debian.sh")
     # Namespaces of its own for network, mounts and processes: nothing gets out, and nothing outlives the script.
-    inside = 'mount -t proc proc "$0/proc" && exec chroot "$0" /usr/bin/env -i PATH="$2" TERM=dumb sh /root/fresh_debian.sh "$1"'
+    inside = 'mount -t proc proc "$0/proc" && exec chroot "$0" /usr/bin/env -i PATH="$2" TERM=dumb sh /srv/fresh_debian.sh "$1"'
     path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     begin = time.monotonic()
     done = subprocess.run(
