@@ -37,7 +37,7 @@ LOOKED_AT = (
 )  # fmt: skip
 CUT = frozenset({"model_switched", "model_loading"})  # how a switch may end a generation
 HOSTILE = (
-    ("BREW / HTTP/1.1\r\nHost: localhost\r\n\r\n", {404}),
+    ("BREW / HTTP/1.1\r\nHost: localhost\r\n\r\n", {405}),
     ("DELETE /models HTTP/1.1\r\nHost: localhost\r\n\r\n", {405}),
     ("GET /models HTTP/1.1\r\n\r\n", {400}),
     ("GET /models HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n\r\n", {400}),
